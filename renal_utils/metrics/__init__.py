@@ -1,0 +1,1 @@
+"""Metrics: pixels, instances, and the scoring rules of the challenges."""
