@@ -1,0 +1,62 @@
+"""Fixtures that several test files share; threads, seeds and the plot backend of every test."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+# Before anything imports torch or matplotlib: figures need no screen, and the workers of
+# pytest-xdist do not fight over the cores. Kernels and processes started by tests inherit both.
+os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """Start each test from the same random state, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  libraries under test use the global generator
+    if "torch" in sys.modules:
+        import torch
+
+        torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real images beside the project (data/README.md), or a skip that says why."""
+    named = os.environ.get("RENAL_SHARED_DATA")
+    folder = Path(named) if named else PROJECT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no real images: set RENAL_SHARED_DATA or lay them out at ../shared/data")
+    return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Give a function that mounts an empty file system of so many megabytes, or skips."""
+    mounted: list[Path] = []
+
+    def mount(megabytes: int = 4) -> Path:
+        folder = tmp_path / f"small_disk_{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=10)
+        except (OSError, subprocess.SubprocessError) as error:
+            pytest.skip(f"cannot mount a small file system here: {error}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True, timeout=10)
