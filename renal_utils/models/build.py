@@ -1,0 +1,55 @@
+"""The networks by name: one explicit table, one function.
+
+A new network is one import and one line in ``MODELS``. Whatever it is built of, its ``forward``
+turns images ``B C H W`` into logits ``B K H W`` of the same height and width, with K =
+``num_classes``: 1 for one class on background (sigmoid), else one channel a class (softmax).
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from renal_utils.models.pretrained import unet_resnet34
+from renal_utils.models.unet import UNet
+
+MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "unet_resnet34": unet_resnet34,
+}
+
+
+def model_options(name: str) -> dict[str, object]:
+    """Return the options that the network called ``name`` takes, with their defaults.
+
+    Raises:
+        ValueError: If the name is unknown; the message lists the known ones.
+    """
+    if name not in MODELS:
+        raise ValueError(f"no model {name!r}; known: {', '.join(MODELS)}")
+    parameters = inspect.signature(MODELS[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def build_model(
+    name: str, *, in_channels: int = 3, num_classes: int = 1, **options: object
+) -> nn.Module:
+    """Return a new network with random weights (seed torch first for the same ones).
+
+    Args:
+        name: A key of ``MODELS``.
+        in_channels: Channels of the image.
+        num_classes: Channels of the logits (``LabelSet.num_outputs``).
+        **options: What this network takes besides, see ``model_options``.
+
+    Raises:
+        ValueError: If the name or an option is unknown; the message lists the known ones.
+    """
+    known = model_options(name)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        takes = ", ".join(f"{k}={v!r}" for k, v in known.items()) or "none"
+        raise ValueError(f"model {name!r} has no option {', '.join(unknown)}; it takes: {takes}")
+    if num_classes < 1:
+        raise ValueError(f"model {name!r}: num_classes must be at least 1, not {num_classes}")
+    return MODELS[name](in_channels, num_classes, **options)
