@@ -1,0 +1,228 @@
+"""Augmentation: the same patch, as another section, scanner or laboratory might have given it.
+
+Every augmentation is a function of (image, labels, seed) and nothing else: one integer gives one
+result, in any process. It is built once and seeded anew at each call, which costs microseconds.
+
+Where a rotation looks beyond the patch there is no truth: labels get ``IGNORE_ID`` there, in all
+augmentations. The image gets white glass in ``thesis`` (albumentations fills image and mask by one
+rule) and its own mirror image in ``stain``, so that the network sees no artificial edges.
+
+A trap worth knowing: ``Compose(seed=...)`` and ``Compose.set_random_seed`` of albumentations 2.0
+give *every* transform a generator with the same seed, so that a horizontal and a vertical flip
+always fire together and half of all orientations never occur. ``set_random_state``, used here,
+lets all transforms draw from one generator.
+"""
+
+import math
+import os
+import random
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from renal_utils.labels import IGNORE_ID
+from renal_utils.stain import jitter_stain
+
+Image = UInt8[np.ndarray, "H W 3"]
+Labels = UInt8[np.ndarray, "H W"]
+Augmented = tuple[Image, Labels]
+
+# Mean and standard deviation of ImageNet's RGB values in 0..1, as pretrained encoders expect them.
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+_WHITE = 255
+
+
+def to_tensor(rgb: Image) -> Float[Tensor, "3 H W"]:
+    """Return an image as a network wants it: channels first, float32, mean 0 and variance near 1.
+
+    This is the one place where pixels are normalised, in training and on whole slides alike.
+
+    Args:
+        rgb: Image, 0 to 255.
+    """
+    mean = torch.tensor(PIXEL_MEAN).mul_(255).view(3, 1, 1)
+    scale = torch.tensor(PIXEL_STD).mul_(255).reciprocal_().view(3, 1, 1)
+    pixels = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).mul_(scale)
+
+
+def to_image(tensor: Float[Tensor, "3 H W"]) -> Image:
+    """Return the image that ``to_tensor`` made a tensor of: for figures."""
+    mean = torch.tensor(PIXEL_MEAN).view(3, 1, 1)
+    scale = torch.tensor(PIXEL_STD).view(3, 1, 1)
+    values = (tensor.detach().cpu().float() * scale + mean) * 255
+    return values.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A named augmentation: ``augmentation(image, labels, seed) -> (image, labels)``.
+
+    Attributes:
+        name: Its name in ``AUGMENTATIONS``.
+        seed: Shifts the seeds of all calls: another seed gives another series of the same kind.
+        transform: What it does, given a random generator.
+    """
+
+    name: str
+    seed: int
+    transform: Callable[[Image, Labels, np.random.Generator], Augmented]
+
+    def __call__(self, image: Image, labels: Labels, seed: int) -> Augmented:
+        """Return new arrays; the given ones stay as they are.
+
+        Args:
+            image: Patch, 0 to 255.
+            labels: Its class ids, ``IGNORE_ID`` where unlabelled.
+            seed: Non-negative; equal seeds give equal results.
+
+        Raises:
+            ValueError: If image and labels differ in size.
+        """
+        if image.shape[:2] != labels.shape:
+            raise ValueError(
+                f"image of {image.shape[:2]} rows and columns, but labels of {labels.shape}"
+            )
+        image, labels = self.transform(image, labels, np.random.default_rng([self.seed, seed]))
+        return np.ascontiguousarray(image), np.ascontiguousarray(labels)
+
+
+def make_augmentation(name: str, *, seed: int = 0) -> Augmentation:
+    """Build the augmentation called ``name``.
+
+    Args:
+        name: ``none``; ``flips`` (flips and quarter turns, exact, for all image content);
+            ``thesis`` (the HuBMAP LinkNet thesis's list); ``thesis_literal`` (the same with
+            PiecewiseAffine itself, about a hundred times slower); ``stain`` (turned and scaled
+            freely, stain, light, focus and noise varied: what we train on real tissue with).
+        seed: Shifts the seeds of all calls.
+
+    Raises:
+        ValueError: If the name is unknown; the message lists the known ones.
+    """
+    if name not in AUGMENTATIONS:
+        raise ValueError(f"no augmentation {name!r}; known: {', '.join(AUGMENTATIONS)}")
+    return Augmentation(name, seed, AUGMENTATIONS[name]())
+
+
+def _keep(image: Image, labels: Labels, rng: np.random.Generator) -> Augmented:
+    return image.copy(), labels.copy()
+
+
+def _flip(image: Image, labels: Labels, rng: np.random.Generator) -> Augmented:
+    """Choose one of the eight orientations of a square; an oblong patch is not turned sideways."""
+    turns = int(rng.integers(4))
+    if image.shape[0] != image.shape[1]:
+        turns -= turns % 2
+    image, labels = np.rot90(image, turns), np.rot90(labels, turns)
+    if rng.random() < 0.5:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    return image.copy(), labels.copy()
+
+
+def _stain(image: Image, labels: Labels, rng: np.random.Generator) -> Augmented:
+    """Turn, scale and move freely, then vary stain, light, focus and noise."""
+    image, labels = _warp(image, labels, rng)
+    image = jitter_stain(image, rng, strength=0.25)
+    if rng.random() < 0.5:
+        gain, offset = rng.uniform(0.85, 1.15), rng.uniform(-12, 12)
+        image = cv2.addWeighted(image, gain, image, 0, offset)
+    if rng.random() < 0.25:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.4))
+    if rng.random() < 0.25:
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(2, 7))
+        image = cv2.add(image, noise, dtype=cv2.CV_8U)
+    return image, labels
+
+
+def _warp(image: Image, labels: Labels, rng: np.random.Generator) -> Augmented:
+    """Flip by chance, turn by any angle, scale by 0.8 to 1.25, shift by up to 6.25 %, in one go."""
+    height, width = labels.shape
+    angle, scale = rng.uniform(0, 2 * math.pi), 2 ** rng.uniform(-0.322, 0.322)
+    flip = rng.choice([-1.0, 1.0])
+    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+    linear = np.array([[cos * flip, -sin], [sin * flip, cos]])
+    centre = np.array([(width - 1) / 2, (height - 1) / 2])
+    shift = rng.uniform(-0.0625, 0.0625, 2) * [width, height]
+    matrix = np.column_stack([linear, centre + shift - linear @ centre])
+    warped = cv2.warpAffine(
+        image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+    )
+    ids = cv2.warpAffine(
+        labels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=IGNORE_ID
+    )
+    return warped, ids
+
+
+class _ThesisList:
+    """The thesis's list, built by albumentations once and given new random states at each call."""
+
+    def __init__(self, *, literal: bool) -> None:
+        self.literal = literal
+        self.compose = thesis_list(literal=literal)
+
+    def __call__(self, image: Image, labels: Labels, rng: np.random.Generator) -> Augmented:
+        self.compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+        done = self.compose(image=image, mask=labels)
+        return done["image"], done["mask"]
+
+
+def thesis_list(*, literal: bool = False) -> Any:
+    """Return the thesis's augmentations as an ``albumentations.Compose``.
+
+    From the HuBMAP LinkNet thesis, section 5.3: flips, quarter turns and ShiftScaleRotate; then one
+    of three distortions; then one of three changes of colour. Its text gives no numbers; those of
+    ShiftScaleRotate and the two probabilities of 0.3 come from the public HuBMAP notebooks that it
+    follows, the rest are albumentations' defaults. We deviate twice: ShiftScaleRotate has become
+    ``Affine``, and PiecewiseAffine, far too slow to feed a training, is replaced by a thin-plate
+    spline on the same 4 x 4 control points unless ``literal``.
+    """
+    a = _albumentations()
+    border = {"border_mode": cv2.BORDER_CONSTANT, "fill": _WHITE, "fill_mask": IGNORE_ID}
+    shift = {axis: (-0.0625, 0.0625) for axis in "xy"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This augmenter is very slow")  # said above
+        piecewise = (
+            a.PiecewiseAffine(p=1, **border)
+            if literal
+            else a.ThinPlateSpline(scale_range=(0.05, 0.08), num_control_points=4, p=1, **border)
+        )
+    distortions = [a.OpticalDistortion(p=1, **border), a.GridDistortion(p=1, **border), piecewise]
+    colours = [a.HueSaturationValue(p=1), a.CLAHE(p=1), a.RandomBrightnessContrast(p=1)]
+    return a.Compose(
+        [
+            a.HorizontalFlip(p=0.5),
+            a.VerticalFlip(p=0.5),
+            a.RandomRotate90(p=0.5),
+            a.Affine(translate_percent=shift, scale=(0.8, 1.2), rotate=(-15, 15), p=0.9, **border),
+            a.OneOf(distortions, p=0.3),
+            a.OneOf(colours, p=0.3),
+        ]
+    )
+
+
+def _albumentations() -> ModuleType:
+    """Import albumentations late (it takes seconds), without its look on the network for updates."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    return albumentations
+
+
+AUGMENTATIONS: Mapping[str, Callable[[], Callable[..., Augmented]]] = {
+    "none": lambda: _keep,
+    "flips": lambda: _flip,
+    "stain": lambda: _stain,
+    "thesis": lambda: _ThesisList(literal=False),
+    "thesis_literal": lambda: _ThesisList(literal=True),
+}
