@@ -60,3 +60,21 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True, timeout=10)
+
+
+@pytest.fixture
+def small_notebook(tmp_path: Path) -> Callable[..., Path]:
+    """Give a function that writes a notebook of code cells; the first is tagged parameters."""
+    import nbformat
+    from nbformat import v4
+
+    def write(*sources: str, name: str = "00_test_small.ipynb") -> Path:
+        cells = [v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+        if cells:
+            cells[0].metadata["tags"] = ["parameters"]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        path = tmp_path / name
+        nbformat.write(v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+        return path
+
+    return write
