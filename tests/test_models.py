@@ -1,6 +1,7 @@
 """Every network is held to the same rules; a new one is a line in COUNTS and one in SMALL."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_the_unet_of_any_width_and_depth_counts_as_its_formula_says(width, depth
 
     widths = [width * 2**level for level in range(depth + 1)]
     down = sum(map(double, [3, *widths], widths))
-    up = sum(unit(o, i) + double(o, i) for i, o in zip(widths, widths[1:], strict=False))
+    up = sum(unit(o, i) + double(o, i) for i, o in itertools.pairwise(widths))
     model = UNet(3, classes, base_width=width, depth=depth)
     assert count_parameters(model) == down + up + classes * (width + 1)
 

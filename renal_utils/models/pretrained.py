@@ -35,7 +35,7 @@ def unet_resnet34(
         raise ValueError(f"unet_resnet34: {error.args[0]}") from error
     except OSError as error:
         raise ConnectionError(
-            f"encoder weights {encoder_weights!r} of resnet34 are neither in the Hugging Face cache "
-            "nor can the hub be reached; connect once (later runs use the cache), or give "
+            f"encoder weights {encoder_weights!r} of resnet34 are not in the Hugging Face cache "
+            "and the hub cannot be reached; connect once (later runs use the cache), or give "
             "encoder_weights=None to start from random weights"
         ) from error
