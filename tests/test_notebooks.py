@@ -160,7 +160,8 @@ def test_cleaning_drops_what_differs_between_machines(notebook):
     content.metadata["widgets"] = {"state": {}}
     content.metadata["papermill"] = {"input_path": "x"}
     content.metadata["language_info"] = {"name": "python", "version": "3.11.7"}
-X
+    injected = {"tags": ["injected-parameters"]}
+    content.cells.insert(1, nbformat.v4.new_code_cell("epochs = 5", metadata=injected))
     cell = content.cells[2]
     cell.metadata.update({"execution": {"iopub.status.busy": "now"}, "tags": ["a"]})
     cell.execution_count = 17
