@@ -28,6 +28,12 @@ _NAMES = {
 }
 _KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 _LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"}
+_NOT_A_NOTEBOOK = (
+    nbformat.reader.NotJSONError,
+    nbformat.ValidationError,
+    UnicodeDecodeError,
+    AttributeError,
+)
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _BAND = re.compile(r"^(.+) within its band \[(.+), (.+)\]: (True|False)$", re.MULTILINE)
 
@@ -41,7 +47,7 @@ def read_notebook(path: str | Path) -> NotebookNode:
     """
     try:
         content = nbformat.reads(Path(path).read_text(encoding="utf-8"), as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError) as error:
+    except _NOT_A_NOTEBOOK as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{display_path(path)} is not a Jupyter notebook: {reason}") from error
     if not isinstance(content.get("cells"), list):

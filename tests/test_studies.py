@@ -16,9 +16,8 @@ def _texts(path):
 
 
 def test_a_run_uses_the_given_parameters_and_leaves_the_notebook_alone(small_notebook, tmp_path):
-    path = small_notebook(
-        PARAMETERS, "print(epochs, name)\nprint('dice within its band [0, 1]: True')"
-    )
+    check = "print('dice within its band [0, 1]: True')"
+    path = small_notebook(PARAMETERS, "print(epochs, name)", check)
     before = path.read_bytes()
     run = run_notebook(path, parameters={"epochs": 5}, output=tmp_path / "out" / "made.ipynb")
     assert _texts(run.output)[-2] == "5 unet\n"
