@@ -189,7 +189,7 @@ def thesis_list(*, literal: bool = False) -> Any:
     """
     a = _albumentations()
     border = {"border_mode": cv2.BORDER_CONSTANT, "fill": _WHITE, "fill_mask": IGNORE_ID}
-    shift = {axis: (-0.0625, 0.0625) for axis in "xy"}
+    shift = dict.fromkeys("xy", (-0.0625, 0.0625))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This augmenter is very slow")  # said above
         piecewise = (
@@ -212,7 +212,7 @@ def thesis_list(*, literal: bool = False) -> Any:
 
 
 def _albumentations() -> ModuleType:
-    """Import albumentations late (it takes seconds), without its look on the network for updates."""
+    """Import albumentations late (it takes seconds) and keep it from asking for updates."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations
 

@@ -1,0 +1,273 @@
+"""Manifests: tables with one row a patch, that say where its pixels lie and hold none.
+
+A manifest is a plain ``pandas.DataFrame``. Its rows refer lazily to images and truths, so that it
+stays small, can be filtered and split like any table, and is written as Parquet or CSV.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import UInt8
+from PIL import Image
+
+from renal_utils.annotations import LabelSource, open_labels
+from renal_utils.labels import LABEL_SETS
+from renal_utils.records import TRUTH_KINDS, ImageRecord
+from renal_utils.runtime import atomic_path
+from renal_utils.slides import SlideView, open_slide
+
+# Column by column what a row says; see README or the text of notebook 02 for a picture.
+MANIFEST_COLUMNS: dict[str, str] = {
+    "patch_id": "str",  # unique in the manifest
+    "image_id": "str",
+    "image_path": "str",
+    "truth_kind": "str",
+    "truth_path": "str",  # "" without truth
+    "label_set": "str",
+    "donor": "str",
+    "group": "str",
+    "mpp": "float64",  # of the image's level 0, NaN when not stated
+    "split": "str",  # "train", "val", "test"; "" belongs to none
+    "x_px": "int64",  # left edge on the image, pixels at the working scale
+    "y_px": "int64",
+    "patch_px": "int64",
+    "downsample": "float64",  # level-0 pixels per working pixel
+    "x_l0": "int64",  # left edge on the slide, level-0 pixels, the tile's own place included
+    "y_l0": "int64",
+    "tissue_fraction": "float64",
+    "positive_fraction": "float64",  # NaN without truth
+}
+_PATHS = ("image_path", "truth_path")
+
+
+def write_manifest(manifest: pd.DataFrame, path: str | Path) -> None:
+    """Write a manifest as Parquet or CSV, by the suffix; paths are kept relative to the file.
+
+    Raises:
+        ValueError: If the suffix is another one, or the manifest is not valid.
+    """
+    path = Path(path)
+    check_manifest(manifest, where=str(path))
+    folder = path.resolve().parent
+    table = manifest.copy()
+    for column in _PATHS:
+        table[column] = [_relative(p, folder) for p in table[column]]
+    with atomic_path(path) as temporary:
+        if path.suffix == ".parquet":
+            table.to_parquet(temporary, index=False)
+        elif path.suffix == ".csv":
+            table.to_csv(temporary, index=False)
+        else:
+            raise ValueError(f"{path}: a manifest is written as .parquet or .csv")
+
+
+def read_manifest(path: str | Path) -> pd.DataFrame:
+    """Read and check a manifest that ``write_manifest`` wrote.
+
+    Raises:
+        FileNotFoundError: If the manifest is absent, or files that it refers to are.
+        ValueError: If a column is missing, a value is not what it should be, or a patch stands
+            twice; the message names the file.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        table = _read_parquet(path)
+    elif path.suffix == ".csv":
+        text = {name: "str" for name, kind in MANIFEST_COLUMNS.items() if kind == "str"}
+        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+        table = table.fillna(dict.fromkeys(set(text) & set(table.columns), ""))
+    else:
+        raise ValueError(f"{path}: a manifest is read from .parquet or .csv")
+    _check_columns(table, str(path))
+    for column in _PATHS:
+        table[column] = [_absolute(p, path.resolve().parent) for p in table[column]]
+    check_manifest(table, where=str(path))
+    _check_files(table, str(path))
+    return table.astype(MANIFEST_COLUMNS)
+
+
+def check_manifest(manifest: pd.DataFrame, *, where: str = "manifest") -> None:
+    """Check columns, label sets, kinds of truth and the uniqueness of patch ids.
+
+    Args:
+        manifest: The table.
+        where: What to call it in an error, such as its file.
+
+    Raises:
+        ValueError: If anything is not as it should be.
+    """
+    _check_columns(manifest, where)
+    for column, known in (("label_set", tuple(LABEL_SETS)), ("truth_kind", TRUTH_KINDS)):
+        unknown = sorted(set(manifest[column]) - set(known))
+        if unknown:
+            raise ValueError(f"{where}: {column} {unknown} is not known; known: {list(known)}")
+    twice = manifest["patch_id"][manifest["patch_id"].duplicated()].tolist()
+    if twice:
+        raise ValueError(
+            f"{where}: {len(twice)} patch ids stand twice, such as {twice[0]!r}; "
+            "give the images different image_ids, or concatenate different manifests only once"
+        )
+    bad = manifest[(manifest["patch_px"] <= 0) | ~(manifest["downsample"] > 0)]
+    if len(bad):
+        raise ValueError(
+            f"{where}: patch {bad['patch_id'].iloc[0]!r} needs a positive patch_px and downsample"
+        )
+
+
+def manifest_record(row: Any) -> ImageRecord:
+    """Return the record of the image that a row (of ``itertuples``) refers to."""
+    return ImageRecord(
+        image_id=row.image_id,
+        image_path=Path(row.image_path),
+        truth_kind=row.truth_kind,
+        truth_path=Path(row.truth_path) if row.truth_path else None,
+        label_set=row.label_set,
+        donor=row.donor,
+        group=row.group,
+        mpp=None if np.isnan(row.mpp) else float(row.mpp),
+        split=row.split,
+    )
+
+
+class PatchReader:
+    """Reads the pixels and labels of manifest rows, keeping the last few images open.
+
+    Open files are not carried into another process: a forked or spawned one opens its own.
+    """
+
+    def __init__(self, *, max_open: int = 8) -> None:
+        self.max_open = max_open
+        self._opened: OrderedDict[Any, tuple[SlideView, LabelSource]] = OrderedDict()
+        self._process = os.getpid()
+
+    def read(
+        self, row: Any, xy_px: tuple[int, int] | None = None
+    ) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
+        """Return the image and the class ids of a row's patch.
+
+        Args:
+            row: A row of ``manifest.itertuples()``.
+            xy_px: Left top corner to read instead of the row's own, pixels at the working scale.
+
+        Returns:
+            RGB and class ids, ``patch_px`` squared; ids are ``IGNORE_ID`` where nothing is known.
+        """
+        view, labels = self.open(row)
+        xy = (int(row.x_px), int(row.y_px)) if xy_px is None else xy_px
+        size = (int(row.patch_px), int(row.patch_px))
+        return view.read(xy, size), labels.read(xy, size, float(row.downsample))
+
+    def open(self, row: Any) -> tuple[SlideView, LabelSource]:
+        """Return the row's image at its working scale, and its labels."""
+        if self._process != os.getpid():
+            self._opened, self._process = OrderedDict(), os.getpid()
+        key = (row.image_path, row.truth_path, row.image_id, float(row.downsample))
+        if key not in self._opened:
+            record = manifest_record(row)
+            slide = open_slide(record.image_path, mpp=record.mpp)
+            view = slide.at_downsample(float(row.downsample))
+            self._opened[key] = (view, open_labels(record))
+            if len(self._opened) > self.max_open:
+                self._opened.popitem(last=False)[1][0].slide.close()
+        self._opened.move_to_end(key)
+        return self._opened[key]
+
+    def close(self) -> None:
+        """Close all images of this process."""
+        while self._opened:
+            view, _ = self._opened.popitem()[1]
+            if self._process == os.getpid():
+                view.slide.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"max_open": self.max_open, "_opened": OrderedDict(), "_process": -1}
+
+
+def export_patches(manifest: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
+    """Write every patch as PNG image and PNG label map, for tools that want small files.
+
+    Args:
+        manifest: Patches to write.
+        folder: Gets ``images``, ``labels`` and ``manifest.csv``, written last.
+
+    Returns:
+        The manifest of the written files: each is an image of its own at downsample 1, whose place
+        on the slide (``x_l0``, ``y_l0``) counts pixels of the working scale.
+    """
+    folder = Path(folder)
+    check_manifest(manifest)
+    paths = list(_export_names(manifest))
+    reader = PatchReader()
+    for row, name in zip(manifest.itertuples(), paths, strict=True):
+        for part, pixels in zip(("images", "labels"), reader.read(row), strict=True):
+            with atomic_path(folder / part / name) as temporary:
+                Image.fromarray(pixels).save(temporary)
+    reader.close()
+    table = manifest.assign(
+        image_id=manifest["patch_id"],
+        image_path=[str(folder / "images" / name) for name in paths],
+        truth_path=[str(folder / "labels" / name) for name in paths],
+        truth_kind="label_image",
+        mpp=manifest["mpp"] * manifest["downsample"],
+        x_px=0,
+        y_px=0,
+        x_l0=(manifest["x_l0"] / manifest["downsample"]).round().astype("int64"),
+        y_l0=(manifest["y_l0"] / manifest["downsample"]).round().astype("int64"),
+        downsample=1.0,
+    )
+    write_manifest(table, folder / "manifest.csv")
+    return table
+
+
+def _export_names(manifest: pd.DataFrame) -> Iterator[str]:
+    """Yield a file name for each patch; ids may hold characters that file names may not."""
+    for patch_id in manifest["patch_id"]:
+        yield "".join(c if c.isalnum() or c in "-_." else "_" for c in patch_id) + ".png"
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such manifest; write one with write_manifest")
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are either
+        raise ValueError(f"{path} is not a Parquet file ({error}); was it cut off?") from error
+
+
+def _check_columns(manifest: pd.DataFrame, where: str) -> None:
+    missing = [name for name in MANIFEST_COLUMNS if name not in manifest.columns]
+    if missing:
+        raise ValueError(
+            f"{where}: columns {missing} are missing, so it is not a manifest of cut_patches; "
+            f"found {list(manifest.columns)}"
+        )
+
+
+def _check_files(manifest: pd.DataFrame, where: str) -> None:
+    named = {p for column in _PATHS for p in manifest[column].unique() if p}
+    absent = sorted(p for p in named if not Path(p).is_file())
+    if absent:
+        raise FileNotFoundError(
+            f"{where} refers to {len(absent)} files that are not there, such as {absent[0]}; "
+            "put the data where it was (paths are relative to the manifest) or cut patches anew"
+        )
+
+
+def _relative(path: str, folder: Path) -> str:
+    """Return a path as written in a manifest within ``folder``: relative where it can be."""
+    if not path:
+        return ""
+    try:
+        relative = os.path.relpath(Path(path).resolve(), folder)
+    except ValueError:  # Windows: another drive
+        return Path(path).resolve().as_posix()
+    return PurePath(relative).as_posix()
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str(Path(os.path.normpath(folder / path))) if path else ""
