@@ -78,20 +78,22 @@ class Augmentation:
     seed: int
     transform: Callable[[Image, Labels, np.random.Generator], Augmented]
 
-    def __call__(self, image: Image, labels: Labels, seed: int) -> Augmented:
+    def __call__(self, image: Image, labels: UInt8[np.ndarray, "h w"], seed: int) -> Augmented:
         """Return new arrays; the given ones stay as they are.
 
         Args:
-            image: Patch, 0 to 255.
+            image: Square patch, 0 to 255.
             labels: Its class ids, ``IGNORE_ID`` where unlabelled.
             seed: Non-negative; equal seeds give equal results.
 
         Raises:
-            ValueError: If image and labels differ in size.
+            ValueError: If image and labels are not squares of one size.
         """
-        if image.shape[:2] != labels.shape:
+        height, width = image.shape[:2]
+        if labels.shape != (height, width) or height != width:
             raise ValueError(
-                f"image of {image.shape[:2]} rows and columns, but labels of {labels.shape}"
+                f"image of {height} x {width} and labels of {labels.shape[0]} x {labels.shape[1]} "
+                "rows and columns; both must be squares of one size"
             )
         image, labels = self.transform(image, labels, np.random.default_rng([self.seed, seed]))
         return np.ascontiguousarray(image), np.ascontiguousarray(labels)
@@ -120,10 +122,8 @@ def _keep(image: Image, labels: Labels, rng: np.random.Generator) -> Augmented:
 
 
 def _flip(image: Image, labels: Labels, rng: np.random.Generator) -> Augmented:
-    """Choose one of the eight orientations of a square; an oblong patch is not turned sideways."""
+    """Choose one of the eight orientations of a square."""
     turns = int(rng.integers(4))
-    if image.shape[0] != image.shape[1]:
-        turns -= turns % 2
     image, labels = np.rot90(image, turns), np.rot90(labels, turns)
     if rng.random() < 0.5:
         image, labels = image[:, ::-1], labels[:, ::-1]
@@ -147,19 +147,19 @@ def _stain(image: Image, labels: Labels, rng: np.random.Generator) -> Augmented:
 
 def _warp(image: Image, labels: Labels, rng: np.random.Generator) -> Augmented:
     """Flip by chance, turn by any angle, scale by 0.8 to 1.25, shift by up to 6.25 %, in one go."""
-    height, width = labels.shape
+    side = len(labels)
     angle, scale = rng.uniform(0, 2 * math.pi), 2 ** rng.uniform(-0.322, 0.322)
     flip = rng.choice([-1.0, 1.0])
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
     linear = np.array([[cos * flip, -sin], [sin * flip, cos]])
-    centre = np.array([(width - 1) / 2, (height - 1) / 2])
-    shift = rng.uniform(-0.0625, 0.0625, 2) * [width, height]
+    centre = np.full(2, (side - 1) / 2)
+    shift = rng.uniform(-0.0625, 0.0625, 2) * side
     matrix = np.column_stack([linear, centre + shift - linear @ centre])
     warped = cv2.warpAffine(
-        image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+        image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
     )
     ids = cv2.warpAffine(
-        labels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=IGNORE_ID
+        labels, matrix, (side, side), flags=cv2.INTER_NEAREST, borderValue=IGNORE_ID
     )
     return warped, ids
 

@@ -173,16 +173,19 @@ class PatchReader:
             view = slide.at_downsample(float(row.downsample))
             self._opened[key] = (view, open_labels(record))
             if len(self._opened) > self.max_open:
-                self._opened.popitem(last=False)[1][0].slide.close()
+                self._close(self._opened.popitem(last=False)[1])
         self._opened.move_to_end(key)
         return self._opened[key]
 
     def close(self) -> None:
         """Close all images of this process."""
         while self._opened:
-            view, _ = self._opened.popitem()[1]
-            if self._process == os.getpid():
-                view.slide.close()
+            self._close(self._opened.popitem()[1])
+
+    def _close(self, opened: tuple[SlideView, LabelSource]) -> None:
+        if self._process == os.getpid():
+            opened[0].slide.close()
+            opened[1].close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"max_open": self.max_open, "_opened": OrderedDict(), "_process": -1}

@@ -166,16 +166,16 @@ def _positive_fractions(
     """
     if record.truth_kind == "none":
         return np.full((len(rows), len(columns)), np.nan)
-    labels = open_labels(record)
     positive = np.zeros(256, bool)
     positive[[c.id for c in get_label_set(record.label_set).foreground]] = True
     positive[IGNORE_ID] = False
     step = max(1, patch_px // TRUTH_SAMPLES)
     side, width = -(-patch_px // step), -(-view.size_px[0] // step)
     fractions = []
-    for y in rows:
-        ids = labels.read((0, round(int(y) / step)), (width, side), view.downsample * step)
-        fractions.append(_box_means(positive[ids], columns / step, np.zeros(1), side))
+    with open_labels(record) as labels:
+        for y in rows:
+            ids = labels.read((0, round(int(y) / step)), (width, side), view.downsample * step)
+            fractions.append(_box_means(positive[ids], columns / step, np.zeros(1), side))
     return np.concatenate(fractions)
 
 
