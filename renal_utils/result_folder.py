@@ -1,0 +1,89 @@
+"""The folder of a slide's results: what it was made from, whether it is whole, what to go on from.
+
+``run.json`` is written first and says what the folder is made from: slide, network, plan. A run
+with other settings is refused there, naming the difference. ``summary.json`` is written last: a
+folder that has it is whole. Between the two, finished rows wait in ``rows.bands``.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from renal_utils.runtime import read_json, write_json
+
+RUN_NAME, ROWS_NAME, SUMMARY_NAME = "run.json", "rows.bands", "summary.json"
+LABELS_NAME, PROBABILITY_NAME = "labels.ome.tiff", "probability.ome.tiff"
+GEOJSON_NAME, CSV_NAME = "objects.geojson", "objects.csv"
+OUTPUTS = (LABELS_NAME, PROBABILITY_NAME, GEOJSON_NAME, CSV_NAME)
+_OWN = (SUMMARY_NAME, *OUTPUTS, ROWS_NAME, RUN_NAME)  # in the order in which they are discarded
+_SAMPLE_BYTES = 1 << 20
+
+
+def claim_folder(folder: str | Path, made_from: Mapping[str, Any], *, resume: bool) -> Path:
+    """Make ``folder`` ready for a run that is made from ``made_from``; return it.
+
+    Args:
+        folder: Made if absent. One of another run is refused.
+        made_from: Plain JSON values by name.
+        resume: Go on from what is there; if False, earlier results in it are discarded.
+
+    Raises:
+        ValueError: If it holds results made from something else; each difference is named.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.partial*"):
+        leftover.unlink(missing_ok=True)
+    if not resume:
+        for name in _OWN:
+            (folder / name).unlink(missing_ok=True)
+    elif (folder / RUN_NAME).exists():
+        _check_same(folder, made_from)
+    elif found := [name for name in _OWN if (folder / name).exists()]:
+        raise ValueError(
+            f"{folder} holds {', '.join(found)} but no {RUN_NAME}, so nobody knows what they were "
+            "made from; choose another folder, or discard them with resume=False"
+        )
+    write_json(folder / RUN_NAME, {"made_from": dict(made_from)})
+    return folder
+
+
+def is_finished(folder: Path) -> bool:
+    """Say whether a claimed folder holds all results."""
+    return all((folder / name).exists() for name in (SUMMARY_NAME, *OUTPUTS))
+
+
+def file_identity(path: str | Path) -> str:
+    """Return a hash of a file's size and of samples of its bytes: quick on files of many gigabytes.
+
+    It tells another file from the same file moved or copied; it does not find a flipped bit.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for start in (0, size // 2, max(0, size - _SAMPLE_BYTES)):
+            file.seek(start)
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def content_key(made_from: Mapping[str, Any]) -> str:
+    """Return a short hash of what a run is made from."""
+    text = json.dumps(made_from, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_same(folder: Path, made_from: Mapping[str, Any]) -> None:
+    before = read_json(folder / RUN_NAME).get("made_from", {})
+    now = json.loads(json.dumps(made_from, allow_nan=False))
+    names = [*now, *(name for name in before if name not in now)]
+    changed = [n for n in names if before.get(n) != now.get(n)]
+    if changed:
+        told = "; ".join(f"{n} was {before.get(n)!r}, now {now.get(n)!r}" for n in changed)
+        raise ValueError(
+            f"{folder} was made with other settings: {told}. Use the same, choose another folder, "
+            "or discard what it holds with resume=False"
+        )

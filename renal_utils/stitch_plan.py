@@ -1,0 +1,88 @@
+"""The plan of a stitching: at which scale a slide is looked at, through which windows."""
+
+from dataclasses import dataclass
+
+from renal_utils.geometry import check_mpp
+from renal_utils.slides import Slide, SlideView
+from renal_utils.window_reader import find_tissue
+from renal_utils.windows import Positions, plan_windows, tissue_share, window_weights
+
+
+@dataclass(frozen=True)
+class StitchPlan:
+    """How a slide is cut into windows and put together again.
+
+    Attributes:
+        patch_px: Side of a window in working pixels; best as in training.
+        stride_px: Step between windows; half the window makes each pixel seen four times.
+        downsample: Level-0 pixels per working pixel. Give this or ``mpp``.
+        mpp: Microns per working pixel; needs a slide that states its own.
+        window: Weights of a window's pixels: ``hann``, ``gaussian`` or ``uniform``.
+        batch_size: Windows the network gets at once.
+        skip_background: Leave out windows without tissue; their pixels become background.
+        min_tissue: A window is left out when its share of tissue, 0 to 1, is not above this.
+        min_object_px: Objects of fewer working pixels are not counted.
+        min_object_um2: The same in square microns; give one of the two.
+    """
+
+    patch_px: int = 512
+    stride_px: int = 256
+    downsample: float | int | None = None
+    mpp: float | int | None = None
+    window: str = "hann"
+    batch_size: int = 8
+    skip_background: bool = True
+    min_tissue: float | int = 0.0
+    min_object_px: float | int | None = None
+    min_object_um2: float | int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.downsample is None) == (self.mpp is None):
+            raise ValueError(
+                f"a plan needs downsample or mpp, one of them; got downsample={self.downsample}, "
+                f"mpp={self.mpp}"
+            )
+        if self.mpp is not None:
+            check_mpp(self.mpp, where="mpp of the plan")
+        if min(self.patch_px, self.stride_px, self.batch_size) < 1:
+            raise ValueError(
+                "patch, stride and batch must be positive, not "
+                f"{self.patch_px}, {self.stride_px}, {self.batch_size}"
+            )
+        if self.stride_px > self.patch_px:
+            raise ValueError(
+                f"stride {self.stride_px} is larger than the patch {self.patch_px}: rows and "
+                "columns between would be left out; choose at most the patch"
+            )
+        if not 0 <= self.min_tissue < 1:
+            raise ValueError(f"min_tissue is a share from 0 to below 1, not {self.min_tissue}")
+        if self.min_object_px is not None and self.min_object_um2 is not None:
+            raise ValueError("give min_object_px or min_object_um2, not both")
+        window_weights(self.window, 1)
+
+    def view_of(self, slide: Slide) -> SlideView:
+        """Return the slide at this plan's scale."""
+        if self.downsample is not None:
+            return slide.at_downsample(float(self.downsample))
+        return slide.at_mpp(float(self.mpp))
+
+    def smallest_object_px(self, mpp: float | None) -> float:
+        """Return the least area of an object, in working pixels of ``mpp`` microns."""
+        if self.min_object_um2 is None:
+            return float(self.min_object_px or 0)
+        if mpp is None:
+            raise ValueError(
+                "min_object_um2 needs the slide's scale, which its file does not state; open the "
+                "slide with mpp=... or give min_object_px"
+            )
+        return self.min_object_um2 / mpp**2
+
+
+def choose_windows(view: SlideView, plan: StitchPlan) -> tuple[Positions, int]:
+    """Return the windows to look at, row by row, and how many the whole slide would have."""
+    positions = plan_windows(view.size_px, plan.patch_px, plan.stride_px)
+    if not plan.skip_background:
+        return positions, len(positions)
+    tissue, downsample = find_tissue(view.slide)
+    share = tissue_share(positions, plan.patch_px, tissue, downsample / view.downsample)
+    return positions[share > plan.min_tissue], len(positions)

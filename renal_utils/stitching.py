@@ -1,0 +1,298 @@
+"""Stitching: a network's windows on a slide become one map of the slide, row by row.
+
+The slide is read at a stated scale, window by window, from top to bottom. Windows overlap and are
+blended (``windows``). Rows that no later window reaches are finished: they go to disk as 8-bit
+probability and class and are forgotten, so memory depends on the slide's width, not its height.
+
+A run that was killed goes on from its last finished row and ends with the same bytes. Two things
+make that hold. Which windows share a batch follows from the plan alone, not from where a run
+starts, since a network may round differently in batches of another size. And the windows that reach
+into unfinished rows are all looked at again, in the same order, so that every sum is the same.
+"""
+
+import errno
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, UInt8
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from renal_utils.augment import to_tensor
+from renal_utils.bandstore import BandStore
+from renal_utils.labels import IGNORE_ID, LabelSet
+from renal_utils.prediction import Predict, check_probabilities
+from renal_utils.result_folder import (
+    CSV_NAME,
+    GEOJSON_NAME,
+    LABELS_NAME,
+    PROBABILITY_NAME,
+    ROWS_NAME,
+    SUMMARY_NAME,
+    claim_folder,
+    content_key,
+    file_identity,
+    is_finished,
+)
+from renal_utils.runtime import peak_memory_bytes, provenance, read_json, write_json
+from renal_utils.slide_results import Scale, write_results
+from renal_utils.slides import Slide, SlideView
+from renal_utils.stitch_plan import StitchPlan, choose_windows
+from renal_utils.window_reader import WindowBatch, read_ahead, read_windows
+from renal_utils.windows import Positions, RowBlender, window_weights
+
+
+@dataclass(frozen=True)
+class StitchResult:
+    """Where a slide's results lie, and their summary."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def labels_path(self) -> Path:
+        return self.folder / LABELS_NAME
+
+    @property
+    def probability_path(self) -> Path:
+        return self.folder / PROBABILITY_NAME
+
+    @property
+    def geojson_path(self) -> Path:
+        return self.folder / GEOJSON_NAME
+
+    @property
+    def csv_path(self) -> Path:
+        return self.folder / CSV_NAME
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Objects of each class."""
+        return {name: values["objects"] for name, values in self.summary["classes"].items()}
+
+
+def stitch_slide(
+    slide: Slide,
+    predict: Predict,
+    folder: str | Path,
+    *,
+    plan: StitchPlan,
+    label_set: LabelSet,
+    threshold: float = 0.5,
+    resume: bool = True,
+    progress: bool = True,
+) -> StitchResult:
+    """Segment a whole slide into label and probability pyramids, outlines, a table, a summary.
+
+    With one output channel, a pixel is foreground where its stored 8-bit probability lies strictly
+    above ``threshold * 255``, and ``probability.ome.tiff`` holds that of the foreground. With more,
+    a pixel is of its most probable class, whose probability is the one stored. Windows that were
+    skipped leave probability 0 and background (``IGNORE_ID`` where the label set has none).
+
+    Args:
+        slide: The slide.
+        predict: Maps normalised images ``B 3 P P`` to probabilities ``B C P P``, see
+            ``make_predictor``. Its ``identity``, where it has one, guards a resume.
+        folder: Where results go; made if absent. A finished one is returned as it is.
+        plan: Scale, windows, batches.
+        label_set: What the channels mean.
+        threshold: For one channel; between 0 and 1.
+        resume: Go on where a killed run was; if False, discard what the folder holds.
+        progress: Show a bar.
+
+    Raises:
+        ValueError: If the folder was made with other settings (they are named), the network gives
+            another shape, NaN or no probabilities, or the slide has no mpp and the plan needs it.
+        OSError: If the disk is full; run again after making room, and it goes on.
+    """
+    started = time.perf_counter()
+    view = plan.view_of(slide)
+    job = _Job(view, predict, plan, label_set, threshold)
+    made_from = _made_from(job)
+    folder = claim_folder(folder, made_from, resume=resume)
+    if is_finished(folder):
+        (folder / ROWS_NAME).unlink(missing_ok=True)
+        return StitchResult(folder, read_json(folder / SUMMARY_NAME))
+    with _explained_full_disk(folder):
+        results = _run(job, folder, content_key(made_from), progress=progress)
+        results["run"] |= {"seconds": round(time.perf_counter() - started, 3), **_traces()}
+        write_json(folder / SUMMARY_NAME, {"made_from": made_from, **results})
+    (folder / ROWS_NAME).unlink()
+    return StitchResult(folder, read_json(folder / SUMMARY_NAME))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that a slide's results are made from."""
+
+    view: SlideView
+    predict: Predict
+    plan: StitchPlan
+    label_set: LabelSet
+    threshold: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must lie between 0 and 1, not {self.threshold}")
+        self.plan.smallest_object_px(self.view.mpp)
+
+
+@dataclass
+class _Cost:
+    """What a run took."""
+
+    windows: int = 0
+    network_seconds: float = 0.0
+    from_row: int = 0
+
+
+def _run(job: _Job, folder: Path, key: str, *, progress: bool) -> dict[str, Any]:
+    """Finish all rows, write the results, and return the summary of both."""
+    scale = Scale(job.view.size_px, job.view.downsample, job.view.mpp)
+    positions, planned = choose_windows(job.view, job.plan)
+    with BandStore(folder / ROWS_NAME, width_px=scale.size_px[0], channels=2, key=key) as store:
+        cost = _stitch_rows(job, positions, store, progress=progress)
+        classes = write_results(
+            folder,
+            store,
+            scale=scale,
+            label_set=job.label_set,
+            min_object_px=job.plan.smallest_object_px(scale.mpp),
+        )
+    windows = {"seen": len(positions), "skipped": planned - len(positions)}
+    return {**asdict(scale), "windows": windows, "classes": classes, "run": asdict(cost)}
+
+
+def _stitch_rows(job: _Job, positions: Positions, store: BandStore, *, progress: bool) -> _Cost:
+    """Look at all windows that reach into unfinished rows, and finish these."""
+    patch, batch_size = job.plan.patch_px, job.plan.batch_size
+    cost = _Cost(from_row=store.rows_done)
+    rows = _OpenRows(job, store)
+    first = int(np.searchsorted(positions[:, 1] + patch, store.rows_done, side="right"))
+    if first < len(positions):
+        first_batch = first // batch_size
+        batches = read_windows(
+            job.view, positions, patch, batch_size=batch_size, first_batch=first_batch
+        )
+        with tqdm(
+            total=len(positions),
+            initial=first_batch * batch_size,
+            unit="window",
+            disable=not progress,
+        ) as bar:
+            for batch in read_ahead(batches):
+                rows.add(batch, _predicted(job, batch, cost))
+                bar.update(len(batch.positions))
+    rows.finish(job.view.size_px[1])
+    return cost
+
+
+def _predicted(job: _Job, batch: WindowBatch, cost: _Cost) -> Float32[Tensor, "B C P P"]:
+    """Return the network's checked probabilities, and note what they cost."""
+    images = torch.stack([to_tensor(image) for image in batch.images])
+    started = time.perf_counter()
+    probabilities = job.predict(images)
+    cost.network_seconds += time.perf_counter() - started
+    cost.windows += len(images)
+    x, y = (int(v) for v in batch.positions[0])
+    return check_probabilities(
+        probabilities,
+        expected=(len(images), job.label_set.num_outputs, *images.shape[2:]),
+        source=f"{job.view.slide.path}, windows from x {x}, y {y} on",
+    )
+
+
+class _OpenRows:
+    """Blends windows into the open rows, and stores rows once they are finished."""
+
+    def __init__(self, job: _Job, store: BandStore) -> None:
+        self._job = job
+        self._store = store
+        self._height = job.view.size_px[1]
+        self._blender = RowBlender(
+            job.view.size_px[0],
+            job.label_set.num_outputs,
+            weights=window_weights(job.plan.window, job.plan.patch_px),
+            top=store.rows_done,
+        )
+
+    def add(self, batch: WindowBatch, probabilities: Float32[Tensor, "B C P P"]) -> None:
+        for (x, y), prediction in zip(batch.positions.tolist(), probabilities.numpy(), strict=True):
+            self.finish(y)
+            self._blender.add((x, y), prediction)
+
+    def finish(self, bottom: int) -> None:
+        """Store the rows above ``bottom``, at most a window's height at once."""
+        while self._blender.top < bottom:
+            until = min(bottom, self._blender.top + self._job.plan.patch_px)
+            blended, seen = self._blender.finish(until)
+            self._store.append(decide(blended, seen, self._job.label_set, self._job.threshold))
+
+
+def decide(
+    blended: Float32[np.ndarray, "C H W"],
+    seen: Bool[np.ndarray, "H W"],
+    label_set: LabelSet,
+    threshold: float,
+) -> UInt8[np.ndarray, "H W 2"]:
+    """Return 8-bit probability and class id of each pixel; see ``stitch_slide`` for the rule.
+
+    Args:
+        blended: Probability of each output channel.
+        seen: Where any window lay.
+        label_set: What the channels mean.
+        threshold: For one channel.
+    """
+    rows = np.zeros((*seen.shape, 2), np.uint8)
+    rows[..., 0] = np.rint(blended.max(axis=0) * 255)
+    if len(blended) == 1:
+        rows[..., 1] = rows[..., 0] > threshold * 255
+    else:
+        rows[..., 1] = blended.argmax(axis=0)
+        rows[..., 1][~seen] = 0 if label_set.has_background else IGNORE_ID
+    return rows
+
+
+def _made_from(job: _Job) -> dict[str, Any]:
+    """Return, as plain values by name, everything that the results depend on."""
+    slide = job.view.slide
+    return {
+        "slide": Path(slide.path).name,
+        "slide_bytes": file_identity(slide.path),
+        "slide_size_l0": list(slide.size_l0),
+        "slide_mpp": slide.mpp,
+        "network": getattr(job.predict, "identity", "unnamed"),
+        "label_set": job.label_set.name,
+        "classes": list(job.label_set.names),
+        "threshold": job.threshold,
+        **asdict(job.plan),
+        "renal_utils": version("renal-utils"),
+    }
+
+
+def _traces() -> dict[str, Any]:
+    peak = None if sys.platform == "win32" else peak_memory_bytes()
+    return {"peak_memory_bytes": peak, "provenance": provenance()}
+
+
+@contextmanager
+def _explained_full_disk(folder: Path) -> Iterator[None]:
+    """Say what a full disk means for the folder; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: the results in {folder} are not complete. The rows finished so far "
+            "are kept; make room and run again, and it goes on from there",
+        ) from error
