@@ -1,0 +1,66 @@
+import json
+
+import numpy as np
+import pytest
+
+from renal_utils.bands import check_bands, read_bands
+
+
+@pytest.fixture
+def band_file(tmp_path):
+    path = tmp_path / "04.json"
+    path.write_text(json.dumps({"dice": [0.7, 1], "steps": [10, 20]}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dice", "inside"),
+    [(0.7, True), (1.0, True), (0.85, True), (0.699, False), (1.01, False), (float("nan"), False)],
+)
+def test_values_are_held_against_their_bands_ends_included(band_file, capsys, dice, inside):
+    assert check_bands(band_file, steps=15, dice=dice) == {"dice": inside, "steps": True}
+    assert capsys.readouterr().out == (
+        f"dice within its band [0.7, 1]: {inside}\nsteps within its band [10, 20]: True\n"
+    )
+
+
+def test_the_scalars_of_numpy_are_values_too(band_file):
+    assert check_bands(band_file, steps=int(np.int64(12)), dice=np.float64(0.8)) == {
+        "dice": True,
+        "steps": True,
+    }
+
+
+def test_missing_and_unknown_names_are_both_told(band_file):
+    with pytest.raises(ValueError, match=r"04\.json.*missing values: steps.*without a band: loss"):
+        check_bands(band_file, dice=0.8, loss=0.1)
+
+
+def test_relative_paths_start_at_the_project(band_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("RENAL_HOME", str(band_file.parent))
+    monkeypatch.chdir(tmp_path.parent)
+    assert check_bands("04.json", dice=0.8, steps=11)["dice"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"dice": [1, 0]}', '{"dice": 0.5}', '{"dice": [0.1]}', '{"dice": ["a", "b"]}', "{}"],
+)
+def test_a_file_without_proper_bands_is_named(tmp_path, content):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"bad\.json"):
+        read_bands(path)
+
+
+def test_printed_lines_are_those_that_the_launcher_collects(band_file, capsys):
+    from renal_utils.notebooks import read_bands as collect
+
+    nbformat = pytest.importorskip("nbformat")
+    check_bands(band_file, dice=0.8, steps=25)
+    output = nbformat.v4.new_output("stream", text=capsys.readouterr().out)
+    cell = nbformat.v4.new_code_cell(outputs=[output])
+    assert collect(nbformat.v4.new_notebook(cells=[cell])) == [
+        {"name": "dice", "low": 0.7, "high": 1.0, "inside": True},
+        {"name": "steps", "low": 10.0, "high": 20.0, "inside": False},
+    ]
