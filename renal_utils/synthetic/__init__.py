@@ -1,0 +1,23 @@
+"""Drawn kidneys: PAS-like slides with exact truth, from a small recipe and a seed.
+
+A slide is planned first, as vectors (`plan_slide`): tissue edge, glomeruli with their loops,
+vessels, tubules packed edge to edge, nuclei. `draw_region` then paints any part of it with its
+truth. The painting works in fixed blocks of the slide, so that what it shows never depends on
+the region asked for. Stains mix as optical densities (Beer-Lambert).
+
+Order inside the package: recipe, noise, packing -> tuft, anatomy, nuclei -> plan -> raster.
+"""
+
+from renal_utils.synthetic.plan import SlidePlan, plan_slide
+from renal_utils.synthetic.raster import DrawnRegion, draw_region
+from renal_utils.synthetic.recipe import GROUPS, Recipe, donor_recipe
+
+__all__ = [
+    "GROUPS",
+    "DrawnRegion",
+    "Recipe",
+    "SlidePlan",
+    "donor_recipe",
+    "draw_region",
+    "plan_slide",
+]

@@ -1,0 +1,95 @@
+"""Materials: what each kind of tissue takes up of each stain, how it is textured, what it is.
+
+A block is first painted with material ids; these tables turn ids into concentrations and classes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from renal_utils.labels import KIDNEY_TISSUES
+
+
+@dataclass(frozen=True)
+class Material:
+    """One material.
+
+    Attributes:
+        name: What it is.
+        haematoxylin: Concentration (optical density, base 10) of haematoxylin.
+        pas: Concentration of the PAS stain.
+        grain: Strength of the fine texture.
+        cloud: Strength of the coarse texture.
+        fibre: Strength of fibres.
+        tissue: Name of its class in ``KIDNEY_TISSUES``.
+    """
+
+    name: str
+    haematoxylin: float
+    pas: float
+    grain: float = 0.15
+    cloud: float = 0.1
+    fibre: float = 0.0
+    tissue: str = "background"
+
+
+_TUBULE = "normal_tubule"
+# Tubules come in fours: basement membrane, epithelium, apical border, lumen.
+_TUBULES = [
+    Material("proximal_membrane", 0.10, 0.62, 0.15, 0.15, tissue=_TUBULE),
+    Material("proximal_epithelium", 0.085, 0.30, 0.22, 0.16, tissue=_TUBULE),
+    Material("proximal_brush", 0.06, 0.40, 0.30, 0.22, tissue=_TUBULE),
+    Material("proximal_lumen", 0.02, 0.085, 0.5, 0.5, tissue=_TUBULE),
+    Material("distal_membrane", 0.10, 0.50, 0.15, 0.15, tissue=_TUBULE),
+    Material("distal_epithelium", 0.085, 0.19, 0.22, 0.18, tissue=_TUBULE),
+    Material("distal_apex", 0.05, 0.16, 0.22, 0.2, tissue=_TUBULE),
+    Material("distal_lumen", 0.004, 0.018, 0.6, 0.6, tissue=_TUBULE),
+    Material("collecting_membrane", 0.10, 0.50, 0.15, 0.15, tissue=_TUBULE),
+    Material("collecting_epithelium", 0.07, 0.15, 0.22, 0.2, tissue=_TUBULE),
+    Material("collecting_apex", 0.06, 0.2, 0.22, 0.2, tissue=_TUBULE),
+    Material("collecting_lumen", 0.003, 0.012, 0.6, 0.6, tissue=_TUBULE),
+    Material("ascending_membrane", 0.10, 0.50, 0.15, 0.15, tissue=_TUBULE),
+    Material("ascending_epithelium", 0.085, 0.22, 0.22, 0.18, tissue=_TUBULE),
+    Material("ascending_apex", 0.05, 0.18, 0.22, 0.2, tissue=_TUBULE),
+    Material("ascending_lumen", 0.004, 0.02, 0.6, 0.6, tissue=_TUBULE),
+    Material("thin_membrane", 0.08, 0.36, 0.15, 0.15, tissue=_TUBULE),
+    Material("thin_epithelium", 0.08, 0.2, 0.2, 0.18, tissue=_TUBULE),
+    Material("thin_apex", 0.04, 0.1, 0.2, 0.2, tissue=_TUBULE),
+    Material("thin_lumen", 0.004, 0.015, 0.6, 0.6, tissue=_TUBULE),
+]
+_OTHERS = [
+    Material("interstitium", 0.055, 0.22, 0.2, 0.25, 0.16),
+    Material("capillary", 0.012, 0.05, 0.3, 0.3),
+    Material("capsule", 0.06, 0.36, 0.12, 0.15, 0.2),
+    Material("bowman_space", 0.004, 0.015, 0.6, 0.6, tissue="glomerulus"),
+    Material("bowman_capsule", 0.08, 0.66, 0.12, 0.15, tissue="glomerulus"),
+    Material("tuft", 0.15, 0.26, 0.22, 0.2, tissue="glomerulus"),
+    Material("mesangium", 0.13, 0.56, 0.2, 0.22, tissue="glomerulus"),
+    Material("nodule", 0.07, 0.66, 0.1, 0.16, tissue="glomerulus"),
+    Material("loop_wall", 0.1, 0.52, 0.15, 0.12, tissue="glomerulus"),
+    Material("loop_open", 0.015, 0.06, 0.5, 0.5, tissue="glomerulus"),
+    Material("loop_filled", 0.07, 0.2, 0.25, 0.3, tissue="glomerulus"),
+    Material("scar", 0.07, 0.58, 0.14, 0.22, 0.16, tissue="sclerosed_glomerulus"),
+    Material("scar_capsule", 0.08, 0.62, 0.12, 0.15, tissue="sclerosed_glomerulus"),
+    Material("scar_space", 0.05, 0.33, 0.2, 0.3, 0.2, tissue="sclerosed_glomerulus"),
+    Material("media", 0.09, 0.31, 0.18, 0.2, 0.12, tissue="vessel"),
+    Material("intima", 0.08, 0.52, 0.12, 0.15, tissue="vessel"),
+    Material("adventitia", 0.05, 0.32, 0.15, 0.2, 0.3, tissue="vessel"),
+    Material("vessel_lumen", 0.003, 0.01, 0.6, 0.6, tissue="vessel"),
+    Material("blood", 0.04, 0.23, 0.3, 0.3, tissue="vessel"),
+]
+MATERIALS = (Material("glass", 0.0, 0.0, 0.0, 0.0), *_TUBULES, *_OTHERS)
+ID = {material.name: i for i, material in enumerate(MATERIALS)}
+FIRST_TUBULE = 1
+
+
+def _column(name: str) -> np.ndarray:
+    values = np.zeros(256, np.float32)
+    values[: len(MATERIALS)] = [getattr(m, name) for m in MATERIALS]
+    return values
+
+
+HAEMATOXYLIN, PAS = _column("haematoxylin"), _column("pas")
+GRAIN, CLOUD, FIBRE = _column("grain"), _column("cloud"), _column("fibre")
+TISSUE = np.zeros(256, np.uint8)
+TISSUE[: len(MATERIALS)] = [KIDNEY_TISSUES.id_of(m.tissue) for m in MATERIALS]

@@ -1,0 +1,180 @@
+"""Recipes: the few numbers that say what a drawn slide shows.
+
+Sizes are in micrometres, shares between 0 and 1. `donor_recipe` draws the recipe of one donor of
+one disease group; the groups differ as those of the KPIs challenge do: 56Nx (five sixths of the
+kidney removed: the remaining glomeruli grow, tubules widen, fibrosis follows), DN (diabetic:
+mesangial expansion, large glomeruli, thick vessel walls), NEP25 (podocytes killed: collapse and
+sclerosis of many glomeruli, fibrosis) and normal.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from renal_utils.geometry import check_mpp
+
+GROUPS = ("normal", "56Nx", "DN", "NEP25")
+
+# Allowed values of the numeric fields, ends included.
+RANGES: dict[str, tuple[float, float]] = {
+    "mpp": (0.2, 2.0),
+    "cortex_fraction": (0.2, 1.0),
+    "glomerulus_um": (60.0, 350.0),
+    "glomerulus_spread": (0.0, 0.4),
+    "glomeruli_per_mm2": (0.0, 25.0),
+    "sclerosed_fraction": (0.0, 1.0),
+    "mesangium": (0.0, 1.0),
+    "fibrosis": (0.0, 0.9),
+    "tubule_scale": (0.5, 2.0),
+    "wall_scale": (0.5, 2.5),
+    "haematoxylin": (0.2, 3.0),
+    "pas": (0.2, 3.0),
+    "hue": (-1.0, 1.0),
+    "blur_um": (0.0, 5.0),
+    "noise": (0.0, 30.0),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one drawn slide shows.
+
+    Attributes:
+        size_px: Width and height, level-0 pixels.
+        mpp: Microns per pixel.
+        group: Disease group, one of ``GROUPS``; a name only, the numbers below decide.
+        cortex_fraction: Share of the tissue's depth, from the capsule, that is cortex.
+        glomerulus_um: Mean diameter of a glomerulus that is not sclerosed.
+        glomerulus_spread: Coefficient of variation of that diameter.
+        glomeruli_per_mm2: Glomeruli per square millimetre of cortex, as far as they fit.
+        sclerosed_fraction: Share of glomeruli that are globally sclerosed.
+        mesangium: Share of the tuft that is mesangium; about 0.2 is normal.
+        fibrosis: Share of the cortex with widened, fibrotic interstitium.
+        tubule_scale: Factor on tubule diameters.
+        wall_scale: Factor on the thickness of vessel walls and basement membranes.
+        haematoxylin: Strength of the nuclear stain.
+        pas: Strength of the periodic acid-Schiff stain.
+        hue: Shift of both stains, -1 (redder) to 1 (bluer).
+        gain: Scanner's factor on red, green and blue, 0.8 to 1.1.
+        blur_um: Standard deviation of the scanner's blur.
+        noise: Standard deviation of the camera's noise, grey levels.
+        pen_mark: Whether somebody marked the slide with a pen.
+        fold: Whether the section is folded somewhere.
+        tear: Whether the section is torn somewhere.
+
+    Raises:
+        ValueError: If a value lies outside its range (``RANGES``), or the slide is smaller than two
+            of its glomeruli.
+    """
+
+    size_px: tuple[int, int] = (4096, 4096)
+    mpp: float = 0.5
+    group: str = "normal"
+    cortex_fraction: float = 0.68
+    glomerulus_um: float = 185.0
+    glomerulus_spread: float = 0.1
+    glomeruli_per_mm2: float = 7.0
+    sclerosed_fraction: float = 0.04
+    mesangium: float = 0.2
+    fibrosis: float = 0.04
+    tubule_scale: float = 1.0
+    wall_scale: float = 1.0
+    haematoxylin: float = 1.0
+    pas: float = 1.0
+    hue: float = 0.0
+    gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    blur_um: float = 0.4
+    noise: float = 2.0
+    pen_mark: bool = False
+    fold: bool = False
+    tear: bool = False
+
+    def __post_init__(self) -> None:
+        check_mpp(self.mpp, where="recipe")
+        if self.group not in GROUPS:
+            raise ValueError(f"recipe: group {self.group!r} is not one of {GROUPS}")
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if not (np.isfinite(value) and low <= value <= high):
+                raise ValueError(f"recipe: {name} must lie in {low} to {high}, not {value}")
+        if any(not 0.8 <= g <= 1.1 for g in self.gain) or len(self.gain) != 3:
+            raise ValueError(f"recipe: gain needs three factors in 0.8 to 1.1, not {self.gain}")
+        smallest = int(np.ceil(2 * self.glomerulus_um / self.mpp))
+        if min(self.size_px) < smallest or max(self.size_px) > 200_000:
+            raise ValueError(
+                f"recipe: size_px {self.size_px} must lie in {smallest} (two glomeruli of "
+                f"{self.glomerulus_um} um at {self.mpp} um a pixel) to 200000 a side"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, for JSON."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+# Mean of each field that sets a group apart from normal, and its spread between donors.
+_GROUP_MEANS: dict[str, dict[str, float]] = {
+    "normal": {},
+    "56Nx": {
+        "glomerulus_um": 222.0,
+        "tubule_scale": 1.22,
+        "fibrosis": 0.2,
+        "sclerosed_fraction": 0.15,
+        "mesangium": 0.27,
+    },
+    "DN": {
+        "glomerulus_um": 212.0,
+        "mesangium": 0.5,
+        "wall_scale": 1.6,
+        "fibrosis": 0.14,
+        "sclerosed_fraction": 0.12,
+    },
+    "NEP25": {
+        "glomerulus_um": 178.0,
+        "mesangium": 0.34,
+        "fibrosis": 0.3,
+        "sclerosed_fraction": 0.38,
+        "tubule_scale": 1.08,
+    },
+}
+_DONOR_SPREAD = {
+    "cortex_fraction": 0.05,
+    "glomerulus_um": 0.04,
+    "glomeruli_per_mm2": 0.1,
+    "mesangium": 0.1,
+    "fibrosis": 0.2,
+    "tubule_scale": 0.05,
+    "haematoxylin": 0.14,
+    "pas": 0.14,
+    "blur_um": 0.15,
+    "noise": 0.25,
+}
+
+
+def donor_recipe(group: str, rng: np.random.Generator, **fixed: Any) -> Recipe:
+    """Return the recipe of one donor of a disease group.
+
+    Args:
+        group: One of ``GROUPS``.
+        rng: Where the donor's own traits come from: anatomy, stain, scanner, artefacts.
+        **fixed: Fields that override what is drawn, such as ``size_px`` and ``mpp``.
+
+    Raises:
+        ValueError: If the group is unknown, or a fixed value is out of range.
+    """
+    if group not in GROUPS:
+        raise ValueError(f"group {group!r} is not one of {GROUPS}")
+    values: dict[str, Any] = {f.name: f.default for f in fields(Recipe)}
+    values |= {"group": group} | _GROUP_MEANS[group]
+    for name, spread in _DONOR_SPREAD.items():
+        factor = float(np.exp(np.clip(rng.normal(), -2, 2) * spread))
+        values[name] = min(values[name] * factor, RANGES[name][1])
+    values["hue"] = float(rng.uniform(-0.8, 0.8))
+    values["gain"] = tuple(float(g) for g in 1 - rng.uniform(0, 0.06, 3))
+    for name, chance in (("pen_mark", 0.3), ("fold", 0.35), ("tear", 0.4)):
+        values[name] = bool(rng.random() < chance)
+    return Recipe(**(values | fixed))
