@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
+LESSONS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+SOLUTIONS = sorted((PROJECT / "notebooks" / "solutions").glob("*.ipynb"))
 
 # Before anything imports torch or matplotlib: figures need no screen, and the workers of
 # pytest-xdist do not fight over the cores. Kernels and processes started by tests inherit both.
@@ -60,6 +62,27 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True, timeout=10)
+
+
+def run_nbval(notebook: Path) -> subprocess.CompletedProcess[str]:
+    """Run a notebook by nbval, which compares it with its outputs, in a process of its own.
+
+    The project's pytest settings (warnings as errors, type checks) are for the library's tests.
+    """
+    options = ["--nbval", "-p", "no:python", "-p", "no:cacheprovider", "-p", "no:xdist", "-q"]
+    options += ["-o", "addopts=", "-o", "filterwarnings=", "--nbval-current-env", "--color=no"]
+    options += ["--nbval-cell-timeout", "300"]
+    options += ["--nbval-sanitize-with", str(PROJECT / "tests" / "nbval_sanitize.cfg")]
+    left_out = ("MPLBACKEND", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_CURRENT_TEST")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(notebook)],
+        cwd=PROJECT,
+        env={**environment, "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
 
 
 @pytest.fixture

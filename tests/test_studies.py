@@ -97,7 +97,7 @@ def test_a_kernel_that_does_not_start_is_tried_once_more(small_notebook, tmp_pat
 
 
 def test_progress_bars_and_figures_come_out_as_files_can_hold_them(small_notebook, tmp_path):
-    source = "from tqdm.auto import tqdm\nfor _ in tqdm(range(3)): pass"
+    source = "from renal_utils.progress import progress_bar\nfor _ in progress_bar(range(3)): pass"
     figure = "import matplotlib.pyplot as plt\n_ = plt.plot([0, 1])\nplt.show()"
     path = small_notebook(PARAMETERS, source, figure)
     before = dict(os.environ)
