@@ -98,10 +98,8 @@ def load_checkpoint(
     info = read_checkpoint_info(path)
     if expect_model is not None and info.model != expect_model:
         raise ValueError(f"{path} holds the network {info.model!r}, expected {expect_model!r}")
-    model = build_model(
-        info.model, in_channels=info.in_channels, num_classes=info.num_classes, **info.options
-    )
-    load_weights(model, load_file(path), source=path)
+    model = _build(info)
+    load_weights(model, load_file(path), source=str(path))
     return model.eval(), info
 
 
@@ -162,17 +160,44 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, note: str | None
         os.fsync(file.fileno())
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path) -> None:
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
     """Give ``model`` the weights ``tensors``; names and shapes must be the same.
+
+    Args:
+        model: Keeps its device and memory layout.
+        tensors: By the names of its state.
+        source: Where they come from, for the message.
 
     Raises:
         ValueError: Naming ``source`` and the first few differences.
     """
+    _check_tensors(model, tensors, source)
+    model.load_state_dict(dict(tensors))
+
+
+def check_rebuildable(model: nn.Module, info: CheckpointInfo) -> None:
+    """Refuse an ``info`` by which ``model`` could not be built again, before time is spent on it.
+
+    Raises:
+        ValueError: If the network that ``info`` describes has other tensors.
+    """
+    with torch.device("meta"):
+        described = _build(info)
+    _check_tensors(model, described.state_dict(), f"info ({info.model} {dict(info.options)})")
+
+
+def _build(info: CheckpointInfo) -> nn.Module:
+    return build_model(
+        info.model, in_channels=info.in_channels, num_classes=info.num_classes, **info.options
+    )
+
+
+def _check_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     own = model.state_dict()
-    differences = [f"{name}: missing in the file" for name in own if name not in tensors]
+    differences = [f"{name}: missing there" for name in own if name not in tensors]
     differences += [f"{name}: not in the network" for name in tensors if name not in own]
     differences += [
-        f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(own[name].shape)} in the network"
+        f"{name}: {tuple(tensors[name].shape)} there, {tuple(own[name].shape)} in the network"
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
@@ -181,7 +206,6 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Pat
             f"{source} does not fit the network {type(model).__name__}, {len(differences)} tensors "
             f"differ: {'; '.join(differences[:3])}; build the network it was trained as"
         )
-    model.load_state_dict(dict(tensors))
 
 
 def _checked_suffix(path: str | Path) -> Path:

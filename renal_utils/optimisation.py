@@ -1,4 +1,4 @@
-"""Optimisers by name, learning-rate schedules as plain functions, and an optimiser's state as tensors.
+"""Optimisers by name, learning rates as plain functions of the step, optimiser state as tensors.
 
 A schedule is a function of the step alone. It keeps no state, so a resumed run needs none back, and
 a lesson can plot it without training.
