@@ -20,6 +20,7 @@ from renal_utils.labels import LABEL_SETS
 from renal_utils.records import TRUTH_KINDS, ImageRecord
 from renal_utils.runtime import atomic_path
 from renal_utils.slides import SlideView, open_slide
+from renal_utils.tables import read_table
 
 # Column by column what a row says; see README or the text of notebook 02 for a picture.
 MANIFEST_COLUMNS: dict[str, str] = {
@@ -70,20 +71,20 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     """Read and check a manifest that ``write_manifest`` wrote.
 
     Raises:
-        FileNotFoundError: If the manifest is absent, or files that it refers to are.
+        FileNotFoundError: If the manifest is absent, or a file that it refers to.
         ValueError: If a column is missing, a value is not what it should be, or a patch stands
             twice; the message names the file.
     """
     path = Path(path)
-    if path.suffix == ".parquet":
-        table = _read_parquet(path)
-    elif path.suffix == ".csv":
-        text = {name: "str" for name, kind in MANIFEST_COLUMNS.items() if kind == "str"}
-        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
-        table = table.fillna(dict.fromkeys(set(text) & set(table.columns), ""))
-    else:
+    if path.suffix not in (".parquet", ".csv"):
         raise ValueError(f"{path}: a manifest is read from .parquet or .csv")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such manifest; write one with write_manifest")
+    is_csv = path.suffix == ".csv"
+    table = read_table(path, list(MANIFEST_COLUMNS)) if is_csv else _read_parquet(path)
     _check_columns(table, str(path))
+    for column, kind in MANIFEST_COLUMNS.items():
+        table[column] = _cast(table[column], kind, str(path))
     for column in _PATHS:
         table[column] = [_absolute(p, path.resolve().parent) for p in table[column]]
     check_manifest(table, where=str(path))
@@ -234,12 +235,18 @@ def _export_names(manifest: pd.DataFrame) -> Iterator[str]:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such manifest; write one with write_manifest")
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are either
         raise ValueError(f"{path} is not a Parquet file ({error}); was it cut off?") from error
+
+
+def _cast(cells: pd.Series, kind: str, where: str) -> pd.Series:
+    """Return cells as numbers or texts; an empty cell among numbers is NaN."""
+    try:
+        return cells.replace("", "nan").astype(kind) if kind != "str" else cells.astype("str")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: column {cells.name!r} must hold {kind} ({error})") from error
 
 
 def _check_columns(manifest: pd.DataFrame, where: str) -> None:

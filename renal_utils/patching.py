@@ -17,7 +17,7 @@ from renal_utils.geometry import grid_offsets
 from renal_utils.labels import IGNORE_ID, get_label_set
 from renal_utils.manifests import MANIFEST_COLUMNS, check_manifest
 from renal_utils.records import ImageRecord
-from renal_utils.slides import Slide, SlideView, open_slide
+from renal_utils.slides import SlideView, open_slide
 from renal_utils.stain import tissue_mask
 
 # Points a patch's side at which truth is sampled (all its pixels where the patch is smaller), and
@@ -25,7 +25,6 @@ from renal_utils.stain import tissue_mask
 TRUTH_SAMPLES = 128
 TISSUE_SAMPLES = 32
 _MASK_LIMIT_PX = 4096  # longest side of the coarse image
-_BAND_L0 = 4096  # level-0 rows of a slide that are read at once
 
 
 def cut_patches(
@@ -135,22 +134,12 @@ def _tissue_fractions(
     view: SlideView, columns: Int[np.ndarray, " n"], rows: Int[np.ndarray, " m"], patch_px: int
 ) -> Float[np.ndarray, "m n"]:
     """Return the share of tissue in each patch of a grid."""
-    slide = view.slide
-    finest = max(slide.size_l0) / _MASK_LIMIT_PX
-    coarse = max(view.downsample, view.downsample * patch_px / TISSUE_SAMPLES, finest)
-    mask = tissue_mask(_read_in_bands(slide, coarse))
-    step = coarse / view.downsample
+    finest = max(view.slide.size_l0) / _MASK_LIMIT_PX
+    wanted = view.downsample * max(1.0, patch_px / TISSUE_SAMPLES)
+    coarse = view.slide.at_downsample(max(wanted, finest))
+    mask = tissue_mask(coarse.read((0, 0), coarse.size_px))
+    step = coarse.downsample / view.downsample
     return _box_means(mask, columns / step, rows / step, patch_px / step)
-
-
-def _read_in_bands(slide: Slide, downsample: float) -> np.ndarray:
-    """Return the whole slide at a coarse scale, never holding many of its level-0 rows."""
-    view = slide.at_downsample(downsample)
-    width, height = view.size_px
-    band = max(1, int(_BAND_L0 / downsample))
-    return np.concatenate(
-        [view.read((0, y), (width, min(band, height - y))) for y in range(0, height, band)]
-    )
 
 
 def _positive_fractions(

@@ -133,7 +133,7 @@ def test_stain_keeps_glass_bright_and_tissue_distinct() -> None:
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="no augmentation 'flip'.*flips.*thesis_literal"):
+    with pytest.raises(ValueError, match=r"no augmentation 'flip'.*flips.*thesis_literal"):
         make_augmentation("flip")
 
 
