@@ -1,4 +1,4 @@
-"""Notebook files: their parameters, what they checked, and how they are committed.
+"""Notebook files: their parameters, and how they are committed.
 
 Papermill only warns of a parameter that the notebook does not know and hands on whatever type it
 is given, so a mistyped name runs the defaults and exits 0. Here names and types are held to the
@@ -7,7 +7,6 @@ notebook's own cell tagged ``parameters``. Nothing is executed; ``studies`` does
 
 import ast
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ _NOT_A_NOTEBOOK = (
     AttributeError,
 )
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-_BAND = re.compile(r"^(.+) within its band \[(.+), (.+)\]: (True|False)$", re.MULTILINE)
 
 
 def read_notebook(path: str | Path) -> NotebookNode:
@@ -201,15 +199,6 @@ def parse_value(text: str, default: Any) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-
-
-def read_bands(content: NotebookNode) -> list[dict[str, Any]]:
-    """Return what ``check_bands`` printed in an executed notebook: name, low, high, inside."""
-    texts = [o.get("text", "") for c in content.cells for o in c.get("outputs", [])]
-    return [
-        {"name": name, "low": float(low), "high": float(high), "inside": inside == "True"}
-        for name, low, high, inside in _BAND.findall("\n".join(texts))
-    ]
 
 
 def clean_notebook(content: NotebookNode) -> NotebookNode:

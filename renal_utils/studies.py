@@ -5,8 +5,10 @@ everywhere (``runtime.resolve_path``). Progress bars inside notebooks are switch
 (``TQDM_DISABLE``), since a saved one would be a dead widget.
 """
 
+import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +26,8 @@ from renal_utils.runtime import display_path
 class NotebookRun:
     """What came of one run: the executed notebook, how long it took, the numbers it checked.
 
-    ``bands`` is what ``notebooks.read_bands`` found in it.
+    ``bands`` holds a mapping for each number given to ``check_bands``: bands (file), name, value,
+    low, high.
     """
 
     output: Path
@@ -65,14 +68,16 @@ def run_notebook(
     output.parent.mkdir(parents=True, exist_ok=True)
     running = output.with_suffix(".running.ipynb")
     started = time.perf_counter()
-    try:
-        _execute(notebook, running, checked, timeout, show_output)
-        content = _without_paths(notebooks.read_notebook(running))
-        notebooks.write_notebook(output, content)
-    finally:
-        running.unlink(missing_ok=True)
-    bands = tuple(notebooks.read_bands(content))
-    return NotebookRun(output, time.perf_counter() - started, bands)
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Path(folder) / "bands.jsonl"
+        try:
+            with _kernel_environment(ledger):
+                _execute(notebook, running, checked, timeout, show_output)
+            content = _without_paths(notebooks.read_notebook(running))
+            notebooks.write_notebook(output, content)
+        finally:
+            running.unlink(missing_ok=True)
+        return NotebookRun(output, time.perf_counter() - started, _read_ledger(ledger))
 
 
 def refresh_notebook(notebook: str | Path, *, timeout: float | int | None = None) -> NotebookRun:
@@ -106,18 +111,17 @@ def _execute(
         "stderr_file": sys.stderr if show_output else None,
         "resources": {"metadata": {"path": str(notebook.parent)}},
     }
-    with _kernel_environment():
+    try:
         try:
-            try:
-                papermill.execute_notebook(notebook, running, **options)
-            except RuntimeError:  # jupyter_client: the kernel did not start; often it does now
-                if _last_started(running) is not None:
-                    raise
-                papermill.execute_notebook(notebook, running, **options)
-        except Exception as error:
-            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            papermill.execute_notebook(notebook, running, **options)
+        except RuntimeError:  # jupyter_client: the kernel did not start; often it does now
+            if _last_started(running) is not None:
                 raise
-            raise _failure(error, notebook, running, timeout) from error
+            papermill.execute_notebook(notebook, running, **options)
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            raise
+        raise _failure(error, notebook, running, timeout) from error
 
 
 def _failure(
@@ -163,9 +167,14 @@ def _last_started(running: Path) -> str | None:
 
 
 @contextmanager
-def _kernel_environment() -> Iterator[None]:
-    """Set what kernels inherit: no progress widgets, and figures in the notebook."""
-    changes = {"TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "MPLBACKEND": None}
+def _kernel_environment(ledger: Path) -> Iterator[None]:
+    """Set what a kernel inherits: no progress bars, figures in the notebook, bands' ledger."""
+    changes = {
+        "TQDM_DISABLE": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "MPLBACKEND": None,
+        "RENAL_BANDS_LEDGER": str(ledger),
+    }
     before = {name: os.environ.get(name) for name in changes}
     _set_environment(changes)
     try:
@@ -180,6 +189,11 @@ def _set_environment(values: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def _read_ledger(path: Path) -> tuple[dict[str, Any], ...]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return tuple(json.loads(line) for line in lines)
 
 
 def _without_paths(content: NotebookNode) -> NotebookNode:

@@ -53,14 +53,11 @@ def test_a_file_without_proper_bands_is_named(tmp_path, content):
         read_bands(path)
 
 
-def test_printed_lines_are_those_that_the_launcher_collects(band_file, capsys):
-    from renal_utils.notebooks import read_bands as collect
-
-    nbformat = pytest.importorskip("nbformat")
-    check_bands(band_file, dice=0.8, steps=25)
-    output = nbformat.v4.new_output("stream", text=capsys.readouterr().out)
-    cell = nbformat.v4.new_code_cell(outputs=[output])
-    assert collect(nbformat.v4.new_notebook(cells=[cell])) == [
-        {"name": "dice", "low": 0.7, "high": 1.0, "inside": True},
-        {"name": "steps", "low": 10.0, "high": 20.0, "inside": False},
+def test_the_exact_values_go_to_the_launchers_ledger(band_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("RENAL_BANDS_LEDGER", str(tmp_path / "bands.jsonl"))
+    check_bands(band_file, dice=1 / 3, steps=15)
+    rows = [json.loads(line) for line in (tmp_path / "bands.jsonl").read_text().splitlines()]
+    assert [(r["bands"], r["name"], r["value"], r["low"], r["high"]) for r in rows] == [
+        ("04.json", "dice", 1 / 3, 0.7, 1.0),
+        ("04.json", "steps", 15.0, 10.0, 20.0),
     ]

@@ -5,7 +5,6 @@ from renal_utils.notebooks import (
     check_parameters,
     clean_notebook,
     parse_value,
-    read_bands,
     read_defaults,
     read_notebook,
     read_parameters,
@@ -182,13 +181,3 @@ def test_cleaning_drops_what_differs_between_machines(notebook):
     assert [o.get("text") for o in cleaned.cells[1].outputs] == ["1\n2\n", None]
     assert cleaned.cells[1].outputs[1].execution_count == 2
     assert cell.execution_count == 17, "the given notebook is left as it was"
-
-
-def test_bands_are_read_from_what_was_printed(notebook):
-    content = read_notebook(notebook)
-    text = "dice within its band [0.7, 1.0]: True\ncount within its band [3, 1e+2]: False\n"
-    content.cells[1].outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
-    assert read_bands(content) == [
-        {"name": "dice", "low": 0.7, "high": 1.0, "inside": True},
-        {"name": "count", "low": 3.0, "high": 100.0, "inside": False},
-    ]

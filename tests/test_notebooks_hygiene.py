@@ -1,7 +1,6 @@
 """Layer 1: what can be seen of a committed notebook without running it (CONTRIBUTING.md)."""
 
 import ast
-import json
 import re
 import subprocess
 import sys
@@ -13,7 +12,8 @@ import pytest
 from conftest import LESSONS, PROJECT, SOLUTIONS
 from nbformat import NotebookNode, v4
 
-from renal_utils.notebooks import cell_tags, read_bands, read_defaults, read_notebook
+from renal_utils.bands import read_bands
+from renal_utils.notebooks import cell_tags, read_defaults, read_notebook
 
 MAX_BYTES = 400_000
 MAX_LINES = 30
@@ -23,6 +23,7 @@ LAST = ["Check the numbers", "Pitfalls", "Summary", "Exercises", "Next"]
 ABSOLUTE = re.compile(
     r"(?<![\w.:/<])/(?:home|root|Users|tmp|mnt|opt|usr|var|srv|scratch)/|\b[A-Z]:\\|(?<!\w)~/"
 )
+BAND = re.compile(r"^(\w+) within its band \[.+\]: (True|False)$", re.MULTILINE)
 
 Check = Callable[[Path, NotebookNode], Iterator[str]]
 
@@ -164,11 +165,11 @@ def check_bands_printed(path: Path, content: NotebookNode) -> Iterator[str]:
     if not file.is_file():
         yield f"{name} is missing"
         return
-    bands = json.loads(file.read_text())
-    printed = read_bands(content)
-    if {band["name"] for band in printed} != set(bands):
-        yield f"{name} has {sorted(bands)}, but {[b['name'] for b in printed]} were printed"
-    if outside := [band["name"] for band in printed if not band["inside"]]:
+    texts = [o.get("text", "") for cell in _code(content) for o in cell.outputs]
+    printed, bands = dict(BAND.findall("\n".join(texts))), read_bands(file)
+    if set(printed) != set(bands):
+        yield f"{name} has {sorted(bands)}, but {sorted(printed)} were printed"
+    if outside := [name for name, inside in printed.items() if inside != "True"]:
         yield f"{outside} lie outside their bands"
 
 

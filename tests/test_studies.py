@@ -16,12 +16,14 @@ def _texts(path):
 
 
 def test_a_run_uses_the_given_parameters_and_leaves_the_notebook_alone(small_notebook, tmp_path):
-    check = "print('dice within its band [0, 1]: True')"
+    (tmp_path / "03.json").write_text('{"dice": [0, 1]}')
+    check = "from renal_utils.bands import check_bands\n_ = check_bands('03.json', dice=1 / 3)"
     path = small_notebook(PARAMETERS, "print(epochs, name)", check)
     before = path.read_bytes()
     run = run_notebook(path, parameters={"epochs": 5}, output=tmp_path / "out" / "made.ipynb")
     assert _texts(run.output)[-2] == "5 unet\n"
-    assert run.bands == ({"name": "dice", "low": 0.0, "high": 1.0, "inside": True},)
+    row = {"bands": "03.json", "name": "dice", "value": 1 / 3, "low": 0.0, "high": 1.0}
+    assert run.bands == (row,)
     assert run.seconds > 0
     assert path.read_bytes() == before
     assert [p.name for p in run.output.parent.iterdir()] == ["made.ipynb"]
