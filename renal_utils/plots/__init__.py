@@ -1,0 +1,35 @@
+"""Plots: the only place that imports matplotlib and seaborn.
+
+Every function takes data that are computed already and returns the axes it drew on; none shows,
+saves or computes results. Modules: ``style`` (fonts, colours, small PNG), ``pictures`` (images,
+overlays, scale bars), ``charts`` (curves, shares, sizes).
+"""
+
+from renal_utils.plots.charts import (
+    plot_class_shares,
+    plot_confusion,
+    plot_size_distribution,
+    plot_training,
+)
+from renal_utils.plots.pictures import (
+    add_scale_bar,
+    plot_grid,
+    plot_overlay,
+    plot_probability,
+    show_image,
+)
+from renal_utils.plots.style import SERIES_COLOURS, use_course_style
+
+__all__ = [
+    "SERIES_COLOURS",
+    "add_scale_bar",
+    "plot_class_shares",
+    "plot_confusion",
+    "plot_grid",
+    "plot_overlay",
+    "plot_probability",
+    "plot_size_distribution",
+    "plot_training",
+    "show_image",
+    "use_course_style",
+]
