@@ -9,7 +9,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -36,6 +36,7 @@ class Level:
     tile_px: tuple[int, int]
 
 
+@runtime_checkable
 class SlideSource(Protocol):
     """What ``Slide`` needs from a file.
 
