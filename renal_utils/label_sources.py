@@ -9,48 +9,30 @@ full-resolution pixel under its centre, so labels are never blurred; pixels outs
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float, Int64, Integer, UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
+from renal_utils.label_samplers import (
+    BRIGHT_ABOVE,
+    ArraySampler,
+    NoSampler,
+    PolygonSampler,
+    RunSampler,
+    SampleGrid,
+    Sampler,
+    SlideSampler,
+    ValueTable,
+)
 from renal_utils.labels import IGNORE_ID, LabelSet, get_label_set
 from renal_utils.polygon_files import read_monuseg_xml, read_polygons
-from renal_utils.polygons import PolygonObject, class_id_of, draw_polygons
+from renal_utils.polygons import class_id_of
 from renal_utils.records import ImageRecord
-from renal_utils.rle import RunLengths, parse_rle, read_rle_table
+from renal_utils.rle import parse_rle, read_rle_table
 from renal_utils.slides import Slide, open_slide
 
-BRIGHT_ABOVE = 127  # a pixel of a "threshold_image" is foreground when it is brighter than this
 _TIFF_SUFFIXES = (".tif", ".tiff", ".svs")
-
-
-@dataclass(frozen=True)
-class SampleGrid:
-    """A window at a working scale, and the level-0 pixel under the centre of each of its pixels."""
-
-    xy_px: tuple[int, int]
-    size_px: tuple[int, int]
-    downsample: float
-
-    @property
-    def columns_l0(self) -> Int64[np.ndarray, " w"]:
-        return self._centres_l0(0)
-
-    @property
-    def rows_l0(self) -> Int64[np.ndarray, " h"]:
-        return self._centres_l0(1)
-
-    def _centres_l0(self, axis: int) -> Int64[np.ndarray, " n"]:
-        pixels = self.xy_px[axis] + np.arange(self.size_px[axis])
-        return np.floor((pixels + 0.5) * self.downsample).astype(np.int64)
-
-
-class Sampler(Protocol):
-    """What a kind of truth must do: give the class ids of a grid that lies inside the image."""
-
-    def sample(self, grid: SampleGrid) -> UInt8[np.ndarray, "h w"]: ...
 
 
 @dataclass(frozen=True)
@@ -117,95 +99,6 @@ def open_labels(record: ImageRecord) -> LabelSource:
     return LabelSource(record, size_l0, label_set, sampler)
 
 
-@dataclass(frozen=True)
-class NoSampler:
-    """No truth: every pixel is unlabelled."""
-
-    def sample(self, grid: SampleGrid) -> UInt8[np.ndarray, "h w"]:
-        return np.full(grid.size_px[::-1], IGNORE_ID, np.uint8)
-
-
-@dataclass(frozen=True)
-class RunSampler:
-    """Runs of one class on background."""
-
-    runs: RunLengths
-    class_id: int
-
-    def sample(self, grid: SampleGrid) -> UInt8[np.ndarray, "h w"]:
-        inside = self.runs.sample(grid.columns_l0, grid.rows_l0)
-        return inside * np.uint8(self.class_id)
-
-
-@dataclass(frozen=True)
-class PolygonSampler:
-    """Outlines and their class ids; where they overlap the first keeps the pixel."""
-
-    objects: list[PolygonObject]
-    class_ids: list[int]
-    bounds_l0: Float[np.ndarray, "n 4"]
-    fill: int
-
-    def sample(self, grid: SampleGrid) -> UInt8[np.ndarray, "h w"]:
-        columns, rows = grid.columns_l0 + 0.5, grid.rows_l0 + 0.5
-        left, top, right, bottom = self.bounds_l0.T
-        near = (left <= columns[-1]) & (right >= columns[0])
-        near &= (top <= rows[-1]) & (bottom >= rows[0])
-        chosen = np.flatnonzero(near).tolist()
-        canvas = np.full(grid.size_px[::-1], self.fill, np.uint8)
-        shapes = [self.objects[n].polygon for n in chosen]
-        draw_polygons(shapes, [self.class_ids[n] for n in chosen], canvas, columns, rows)
-        return canvas
-
-
-@dataclass(frozen=True)
-class ArraySampler:
-    """Class ids of a small image, held in memory."""
-
-    labels: UInt8[np.ndarray, "h w"]
-
-    def sample(self, grid: SampleGrid) -> UInt8[np.ndarray, "h w"]:
-        return self.labels[grid.rows_l0[:, None], grid.columns_l0]
-
-
-@dataclass(frozen=True)
-class SlideSampler:
-    """A label TIFF read window by window; ``table`` turns its values into class ids."""
-
-    slide: Slide
-    to_ids: "ValueTable"
-
-    def sample(self, grid: SampleGrid) -> UInt8[np.ndarray, "h w"]:
-        view = self.slide.at_downsample(grid.downsample)
-        return self.to_ids(view.read_labels(grid.xy_px, grid.size_px))
-
-
-@dataclass(frozen=True)
-class ValueTable:
-    """What the pixel values of a truth image mean, by the kind of truth."""
-
-    kind: str
-    label_set: LabelSet
-    path: Path
-
-    def __call__(self, values: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-        if self.kind == "label_image":
-            return self._checked(values)
-        inside = values > (BRIGHT_ABOVE if self.kind == "threshold_image" else 0)
-        return inside * np.uint8(self.label_set.foreground[0].id)
-
-    def _checked(self, values: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-        known = np.append(np.arange(len(self.label_set.classes)), IGNORE_ID)
-        unknown = np.setdiff1d(values, known)
-        if len(unknown):
-            raise ValueError(
-                f"{self.path} holds values {unknown[:8].tolist()}, but the ids of label set "
-                f"{self.label_set.name!r} are 0 to {known[-2]} (and {IGNORE_ID} for unlabelled). "
-                "State the right label set, or truth_kind 'instance_image' or 'threshold_image'"
-            )
-        return values.astype(np.uint8)
-
-
 def _open_nothing(record: ImageRecord, size_l0: tuple[int, int], label_set: LabelSet) -> NoSampler:
     return NoSampler()
 
@@ -253,15 +146,19 @@ def _open_image(
     if record.truth_kind != "label_image":
         _only_class(record, label_set)
     to_ids = ValueTable(record.truth_kind, label_set, path)
-    if path.suffix.lower() not in _TIFF_SUFFIXES:
-        values = _read_small_image(path, grey=record.truth_kind == "threshold_image")
-        _refuse_other_size(record, size_l0, values.shape[::-1])
-        if record.truth_kind == "threshold_image":
-            _refuse_dim(path, int(values.max()))
-        return ArraySampler(to_ids(values))
-    slide = open_slide(path)
-    _refuse_other_size(record, size_l0, slide.size_l0)
-    return SlideSampler(slide, to_ids)
+    if path.suffix.lower() in _TIFF_SUFFIXES:
+        slide = open_slide(path)
+        try:
+            _refuse_other_size(record, size_l0, slide.size_l0)
+            _refuse_dim(record, _brightest(slide))
+        except ValueError:
+            slide.close()
+            raise
+        return SlideSampler(slide, to_ids)
+    values = _read_small_image(path, grey=record.truth_kind == "threshold_image")
+    _refuse_other_size(record, size_l0, values.shape[::-1])
+    _refuse_dim(record, int(values.max()))
+    return ArraySampler(to_ids(values))
 
 
 _OPENERS: dict[str, Callable[[ImageRecord, tuple[int, int], LabelSet], Sampler]] = {
@@ -294,7 +191,7 @@ def _only_class(record: ImageRecord, label_set: LabelSet) -> int:
     return label_set.foreground[0].id
 
 
-def _read_small_image(path: Path, *, grey: bool) -> Integer[np.ndarray, "h w"]:
+def _read_small_image(path: Path, *, grey: bool) -> Shaped[np.ndarray, "h w"]:
     """Read a PNG or JPEG whole; palette images give their indices, 16-bit ones keep their depth."""
     try:
         with Image.open(path) as image:
@@ -308,7 +205,7 @@ def _read_small_image(path: Path, *, grey: bool) -> Integer[np.ndarray, "h w"]:
         raise ValueError(
             f"{path} is a colour image; expected one number a pixel. Write the ids as a grey PNG"
         )
-    return values.astype(np.uint8) if values.dtype == bool else values
+    return values
 
 
 def _refuse_other_size(
@@ -322,9 +219,24 @@ def _refuse_other_size(
         )
 
 
-def _refuse_dim(path: Path, brightest: int) -> None:
-    if 0 < brightest <= BRIGHT_ABOVE:
+def _refuse_dim(record: ImageRecord, brightest: int | None) -> None:
+    """Refuse a mask to be thresholded that nothing in would pass: its values are class ids."""
+    if record.truth_kind == "threshold_image" and brightest and brightest <= BRIGHT_ABOVE:
         raise ValueError(
-            f"{path}: its brightest value is {brightest}, so nothing in it is above "
-            f"{BRIGHT_ABOVE}; if its values are class ids say truth_kind 'label_image'"
+            f"{record.truth_path}: its brightest value is {brightest}, so nothing in it is above "
+            f"{BRIGHT_ABOVE}; if its values are class ids use truth_kind 'label_image'"
         )
+
+
+def _brightest(slide: Slide) -> int | None:
+    """Return the largest value under the brightest spot of the smallest level; None without one.
+
+    A slide stored at one scale only would have to be read whole, so it is not looked at.
+    """
+    if len(slide.levels) == 1 or slide.dtype != np.uint8:
+        return None
+    small = slide.thumbnail(max(slide.levels[-1].size_px)).max(axis=2)
+    y, x = np.unravel_index(small.argmax(), small.shape)
+    side = int(slide.levels[-1].downsample) + 1
+    spot = int(x * slide.levels[-1].downsample), int(y * slide.levels[-1].downsample)
+    return int(slide.at_downsample(1.0).read(spot, (side, side)).max())

@@ -218,7 +218,7 @@ def _rings(polygon: Polygon) -> Iterator[Any]:
     yield from polygon.interiors
 
 
-def _corners(ring: Any) -> list[list[float]]:
+def _corners(ring: Any) -> list[list[int]] | list[list[float]]:
     """Corners of a ring as lists; whole numbers without a fraction, to keep files small."""
     xy = shapely.get_coordinates(ring)
     whole = xy.astype(np.int64)

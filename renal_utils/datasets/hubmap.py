@@ -37,7 +37,7 @@ def read_hubmap(
     folder: str | Path,
     *,
     truth: str = "rle",
-    mpp: float | None = None,
+    mpp: float | int | None = None,
     skip_missing: bool = False,
 ) -> list[ImageRecord]:
     """Read the training slides, and the test slides where there are any (without truth).

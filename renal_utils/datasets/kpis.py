@@ -43,7 +43,7 @@ def read_kpis(
     folder: str | Path,
     *,
     images: str = "patches",
-    mpp: float | Mapping[str, float] | None = None,
+    mpp: float | int | Mapping[str, float] | None = None,
 ) -> list[ImageRecord]:
     """Read the patches or the slides of a folder.
 

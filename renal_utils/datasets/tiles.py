@@ -37,7 +37,7 @@ def read_tiles(
     truth: str = "auto",
     donor: str | None = None,
     group: str = "",
-    mpp: float | None = None,
+    mpp: float | int | None = None,
 ) -> list[ImageRecord]:
     """Read a folder of tiles.
 
@@ -78,7 +78,7 @@ def assemble_slide(
     folder: str | Path,
     out_path: str | Path,
     *,
-    mpp: float | None = None,
+    mpp: float | int | None = None,
     label_set: str = "glomeruli",
     truth: str = "auto",
     compression: str = "jpeg",
