@@ -21,7 +21,7 @@ from jaxtyping import Int, UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from renal_utils.augment import Augmentation, make_augmentation, to_tensor
-from renal_utils.manifests import PatchReader, check_manifest
+from renal_utils.manifests import Patch, PatchReader, check_manifest, list_patches
 
 CACHES = ("none", "memory")
 _BYTES_PER_PIXEL = 4  # RGB and a class id
@@ -82,14 +82,14 @@ class PatchDataset(Dataset[dict[str, Any]]):
         self.augmentation = (
             make_augmentation(augmentation) if isinstance(augmentation, str) else augmentation
         )
-        self._rows = list(self.manifest.itertuples(index=False, name="Patch"))
+        self._patches = list_patches(self.manifest)
         self._reader = PatchReader()
-        self._images: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
+        self._images: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
         if cache == "memory":
             self._fill_cache(float(cache_limit_gb) * 1e9)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._patches)
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes next, before iterating over the loader."""
@@ -97,47 +97,46 @@ class PatchDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, which: int | tuple[int, int]) -> dict[str, Any]:
         index, draw = which if isinstance(which, tuple) else (which, 0)
-        row = self._rows[index]
-        index %= len(self._rows)
+        patch = self._patches[index]
+        index %= len(self._patches)
         rng = np.random.default_rng([self.seed, self.epoch, index, draw])
-        image, labels = self._read(row, self._place(row, rng))
+        image, labels = self._read(patch, self._place(patch, rng))
         image, labels = self.augmentation(image, labels, int(rng.integers(2**31)))
         target = torch.from_numpy(labels).to(torch.int64)
         return {"image": to_tensor(image), "target": target, "index": index}
 
-    def _place(self, row: Any, rng: np.random.Generator) -> tuple[int, int]:
+    def _place(self, patch: Patch, rng: np.random.Generator) -> tuple[int, int]:
         """Draw the left top corner of the crop: evenly, among those within the image."""
         if self.jitter_px == 0:
-            return int(row.x_px), int(row.y_px)
-        size = self._size(row)
+            return patch.x_px, patch.y_px
         corner = []
-        for at, length in zip((row.x_px, row.y_px), size, strict=True):
+        for at, length in zip((patch.x_px, patch.y_px), self._size(patch), strict=True):
             low = max(0, at - self.jitter_px)
-            high = min(length - row.patch_px, at + self.jitter_px)
+            high = min(length - patch.patch_px, at + self.jitter_px)
             corner.append(int(rng.integers(low, high + 1)))
         return corner[0], corner[1]
 
-    def _size(self, row: Any) -> tuple[int, int]:
-        if self._images:
-            height, width = self._images[_image_key(row)][1].shape
-            return width, height
-        return self._reader.open(row)[0].size_px
+    def _size(self, patch: Patch) -> tuple[int, int]:
+        if not self._images:
+            return self._reader.open(patch)[0].size_px
+        height, width = self._images[patch.image_key][1].shape
+        return width, height
 
     def _read(
-        self, row: Any, xy_px: tuple[int, int]
+        self, patch: Patch, xy_px: tuple[int, int]
     ) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
         if not self._images:
-            return self._reader.read(row, xy_px)
-        (x, y), side = xy_px, int(row.patch_px)
-        rgb, ids = self._images[_image_key(row)]
+            return self._reader.read(patch, xy_px)
+        (x, y), side = xy_px, patch.patch_px
+        rgb, ids = self._images[patch.image_key]
         return rgb[y : y + side, x : x + side], ids[y : y + side, x : x + side]
 
     def _fill_cache(self, limit_bytes: float) -> None:
         """Read every image whole, after a look at their sizes."""
-        images = {_image_key(row): row for row in self._rows}
+        images = {patch.image_key: patch for patch in self._patches}
         needed = 0
-        for row in images.values():
-            width, height = self._reader.open(row)[0].size_px
+        for patch in images.values():
+            width, height = self._reader.open(patch)[0].size_px
             needed += width * height * _BYTES_PER_PIXEL
         if needed > limit_bytes:
             raise ValueError(
@@ -145,9 +144,9 @@ class PatchDataset(Dataset[dict[str, Any]]):
                 f"cache_limit_gb is {limit_bytes / 1e9:g}; use cache='none', export the patches "
                 "to small files, work at a larger downsample, or raise the limit"
             )
-        for key, row in images.items():
-            view, labels = self._reader.open(row)
-            ids = labels.read((0, 0), view.size_px, float(row.downsample))
+        for key, patch in images.items():
+            view, labels = self._reader.open(patch)
+            ids = labels.read((0, 0), view.size_px, patch.downsample)
             self._images[key] = (view.read((0, 0), view.size_px), ids)
         self._reader.close()
 
@@ -266,10 +265,6 @@ def _deal(rng: np.random.Generator, pool: Int[np.ndarray, " n"], count: int) -> 
     decks = -(-count // len(pool))
     pairs = [np.column_stack([rng.permutation(pool), np.full(len(pool), d)]) for d in range(decks)]
     return np.concatenate(pairs)[:count]
-
-
-def _image_key(row: Any) -> tuple[str, str, str, float]:
-    return row.image_path, row.truth_path, row.image_id, float(row.downsample)
 
 
 def _start_worker(worker_id: int) -> None:

@@ -4,11 +4,12 @@ A manifest is a plain ``pandas.DataFrame``. Its rows refer lazily to images and 
 stays small, can be filtered and split like any table, and is written as Parquet or CSV.
 """
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -22,27 +23,73 @@ from renal_utils.runtime import atomic_path
 from renal_utils.slides import SlideView, open_slide
 from renal_utils.tables import read_table
 
-# Column by column what a row says; see README or the text of notebook 02 for a picture.
-MANIFEST_COLUMNS: dict[str, str] = {
-    "patch_id": "str",  # unique in the manifest
-    "image_id": "str",
-    "image_path": "str",
-    "truth_kind": "str",
-    "truth_path": "str",  # "" without truth
-    "label_set": "str",
-    "donor": "str",
-    "group": "str",
-    "mpp": "float64",  # of the image's level 0, NaN when not stated
-    "split": "str",  # "train", "val", "test"; "" belongs to none
-    "x_px": "int64",  # left edge on the image, pixels at the working scale
-    "y_px": "int64",
-    "patch_px": "int64",
-    "downsample": "float64",  # level-0 pixels per working pixel
-    "x_l0": "int64",  # left edge on the slide, level-0 pixels, the tile's own place included
-    "y_l0": "int64",
-    "tissue_fraction": "float64",
-    "positive_fraction": "float64",  # NaN without truth
-}
+
+class Patch(NamedTuple):
+    """One row of a manifest: where the pixels and the truth of a patch lie.
+
+    Attributes:
+        patch_id: Name, unique in the manifest.
+        image_id: The image's; as all that follows up to ``split``, from its record.
+        image_path: Slide or tile.
+        truth_kind: How the truth is stored.
+        truth_path: Its file, "" without truth.
+        label_set: Name of the label set of the truth.
+        donor: Person or animal.
+        group: Disease group.
+        mpp: Microns per pixel of the image's level 0, NaN when not stated.
+        split: "train", "val" or "test"; "" belongs to none.
+        x_px: Left edge on the image, pixels at the working scale.
+        y_px: Top edge, likewise.
+        patch_px: Side, pixels at the working scale.
+        downsample: Level-0 pixels per working pixel.
+        x_l0: Left edge on the slide, level-0 pixels: the place of its tile is counted in.
+        y_l0: Top edge, likewise.
+        tissue_fraction: Share of the patch that is tissue, 0 to 1.
+        positive_fraction: Share that is foreground; NaN without truth.
+    """
+
+    patch_id: str
+    image_id: str
+    image_path: str
+    truth_kind: str
+    truth_path: str
+    label_set: str
+    donor: str
+    group: str
+    mpp: float
+    split: str
+    x_px: int
+    y_px: int
+    patch_px: int
+    downsample: float
+    x_l0: int
+    y_l0: int
+    tissue_fraction: float
+    positive_fraction: float
+
+    @property
+    def record(self) -> ImageRecord:
+        """The record of the image, without its place on the slide."""
+        return ImageRecord(
+            image_id=self.image_id,
+            image_path=Path(self.image_path),
+            truth_kind=self.truth_kind,
+            truth_path=Path(self.truth_path) if self.truth_path else None,
+            label_set=self.label_set,
+            donor=self.donor,
+            group=self.group,
+            mpp=None if math.isnan(self.mpp) else self.mpp,
+            split=self.split,
+        )
+
+    @property
+    def image_key(self) -> tuple[str, str, str, float]:
+        """What patches of one image at one scale have in common."""
+        return self.image_path, self.truth_path, self.image_id, self.downsample
+
+
+_DTYPES = {str: "str", int: "int64", float: "float64"}
+MANIFEST_COLUMNS = {name: _DTYPES[kind] for name, kind in get_type_hints(Patch).items()}
 _PATHS = ("image_path", "truth_path")
 
 
@@ -120,19 +167,10 @@ def check_manifest(manifest: pd.DataFrame, *, where: str = "manifest") -> None:
         )
 
 
-def manifest_record(row: Any) -> ImageRecord:
-    """Return the record of the image that a row (of ``itertuples``) refers to."""
-    return ImageRecord(
-        image_id=row.image_id,
-        image_path=Path(row.image_path),
-        truth_kind=row.truth_kind,
-        truth_path=Path(row.truth_path) if row.truth_path else None,
-        label_set=row.label_set,
-        donor=row.donor,
-        group=row.group,
-        mpp=None if np.isnan(row.mpp) else float(row.mpp),
-        split=row.split,
-    )
+def list_patches(manifest: pd.DataFrame) -> list[Patch]:
+    """Return the rows of a manifest, in order; columns that a manifest need not have are left."""
+    rows = manifest[list(MANIFEST_COLUMNS)].itertuples(index=False, name=None)
+    return [Patch(*row) for row in rows]
 
 
 class PatchReader:
@@ -143,36 +181,35 @@ class PatchReader:
 
     def __init__(self, *, max_open: int = 8) -> None:
         self.max_open = max_open
-        self._opened: OrderedDict[Any, tuple[SlideView, LabelSource]] = OrderedDict()
+        self._opened: OrderedDict[tuple, tuple[SlideView, LabelSource]] = OrderedDict()
         self._process = os.getpid()
 
     def read(
-        self, row: Any, xy_px: tuple[int, int] | None = None
+        self, patch: Patch, xy_px: tuple[int, int] | None = None
     ) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
-        """Return the image and the class ids of a row's patch.
+        """Return the image and the class ids of a patch.
 
         Args:
-            row: A row of ``manifest.itertuples()``.
+            patch: Row of a manifest.
             xy_px: Left top corner to read instead of the row's own, pixels at the working scale.
 
         Returns:
             RGB and class ids, ``patch_px`` squared; ids are ``IGNORE_ID`` where nothing is known.
         """
-        view, labels = self.open(row)
-        xy = (int(row.x_px), int(row.y_px)) if xy_px is None else xy_px
-        size = (int(row.patch_px), int(row.patch_px))
-        return view.read(xy, size), labels.read(xy, size, float(row.downsample))
+        view, labels = self.open(patch)
+        xy = (patch.x_px, patch.y_px) if xy_px is None else xy_px
+        size = (patch.patch_px, patch.patch_px)
+        return view.read(xy, size), labels.read(xy, size, patch.downsample)
 
-    def open(self, row: Any) -> tuple[SlideView, LabelSource]:
-        """Return the row's image at its working scale, and its labels."""
+    def open(self, patch: Patch) -> tuple[SlideView, LabelSource]:
+        """Return the patch's image at its working scale, and its labels."""
         if self._process != os.getpid():
             self._opened, self._process = OrderedDict(), os.getpid()
-        key = (row.image_path, row.truth_path, row.image_id, float(row.downsample))
+        key = patch.image_key
         if key not in self._opened:
-            record = manifest_record(row)
+            record = patch.record
             slide = open_slide(record.image_path, mpp=record.mpp)
-            view = slide.at_downsample(float(row.downsample))
-            self._opened[key] = (view, open_labels(record))
+            self._opened[key] = (slide.at_downsample(patch.downsample), open_labels(record))
             if len(self._opened) > self.max_open:
                 self._close(self._opened.popitem(last=False)[1])
         self._opened.move_to_end(key)
@@ -207,8 +244,8 @@ def export_patches(manifest: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
     check_manifest(manifest)
     paths = list(_export_names(manifest))
     reader = PatchReader()
-    for row, name in zip(manifest.itertuples(), paths, strict=True):
-        for part, pixels in zip(("images", "labels"), reader.read(row), strict=True):
+    for patch, name in zip(list_patches(manifest), paths, strict=True):
+        for part, pixels in zip(("images", "labels"), reader.read(patch), strict=True):
             with atomic_path(folder / part / name) as temporary:
                 Image.fromarray(pixels).save(temporary)
     reader.close()

@@ -7,13 +7,12 @@ measures memory. So splits go by donor, or, where there is one slide only, by it
 import hashlib
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import shapely
 
-from renal_utils.manifests import PatchReader
+from renal_utils.manifests import Patch, PatchReader, list_patches
 
 THREE_WAYS: Mapping[str, float] = {"train": 0.6, "val": 0.2, "test": 0.2}
 LEAK_COLUMNS = ("kind", "split_a", "split_b", "patch_a", "patch_b", "detail")
@@ -279,14 +278,14 @@ def _overlaps_in_frame(patches: pd.DataFrame, margin_l0: int) -> Iterator[tuple[
 
 def _equal_pixels(rows: pd.DataFrame) -> Iterator[tuple[str, ...]]:
     """Yield one pair for each picture that occurs in two splits."""
-    seen: dict[str, dict[str, Any]] = {}
+    seen: dict[str, dict[str, Patch]] = {}
     reader = PatchReader()
-    for row in rows.itertuples():
-        rgb, _ = reader.read(row)
+    for patch in list_patches(rows):
+        rgb, _ = reader.read(patch)
         if (rgb == rgb[0, 0]).all():
             continue
         digest = hashlib.sha256(rgb.tobytes()).hexdigest()
-        seen.setdefault(digest, {}).setdefault(row.split, row)
+        seen.setdefault(digest, {}).setdefault(patch.split, patch)
     reader.close()
     for digest, by_split in seen.items():
         for a, b in itertools.combinations(by_split.values(), 2):

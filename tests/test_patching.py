@@ -14,7 +14,7 @@ from renal_utils.manifests import (
     MANIFEST_COLUMNS,
     PatchReader,
     export_patches,
-    manifest_record,
+    list_patches,
     read_manifest,
     write_manifest,
 )
@@ -45,7 +45,7 @@ def test_rows_say_where_they_come_from(record: ImageRecord) -> None:
     assert (row["donor"], row["group"], row["split"]) == ("tile", "DN", "train")
     assert (row["mpp"], row["downsample"], row["patch_px"]) == (0.5, 2.0, 64)
     assert row["label_set"] == "glomeruli"
-    again = manifest_record(next(manifest.itertuples()))
+    again = list_patches(manifest)[0].record
     assert again == dataclasses.replace(record, x_l0=0, y_l0=0)
 
 
@@ -140,7 +140,7 @@ def test_images_without_truth_have_no_positive_fraction(tmp_path: Path) -> None:
 
 
 def test_two_images_of_one_name_are_refused(record: ImageRecord) -> None:
-    with pytest.raises(ValueError, match="patch ids stand twice.*image_ids"):
+    with pytest.raises(ValueError, match=r"patch ids stand twice.*image_ids"):
         cut_patches([record, record], patch_px=64, stride_px=64)
 
 
@@ -212,7 +212,7 @@ def test_a_text_where_a_number_should_be_is_refused(record: ImageRecord) -> None
 def test_the_reader_gives_the_pixels_of_the_row(record: ImageRecord) -> None:
     image, labels = pixels_of(record)
     reader = PatchReader()
-    for row in cut_patches([record], patch_px=64, stride_px=48).itertuples():
+    for row in list_patches(cut_patches([record], patch_px=64, stride_px=48)):
         rgb, ids = reader.read(row)
         box = np.s_[row.y_px : row.y_px + 64, row.x_px : row.x_px + 64]
         assert np.array_equal(rgb, image[box]) and np.array_equal(ids, labels[box])
@@ -221,7 +221,7 @@ def test_the_reader_gives_the_pixels_of_the_row(record: ImageRecord) -> None:
 
 def test_the_reader_keeps_few_images_open_and_travels_without_them(tmp_path: Path) -> None:
     records = [write_image(tmp_path, f"t{i}", size=(64, 64)) for i in range(5)]
-    rows = list(cut_patches(records, patch_px=64, stride_px=64).itertuples())
+    rows = list_patches(cut_patches(records, patch_px=64, stride_px=64))
     reader = PatchReader(max_open=2)
     for row in rows:
         reader.read(row)
@@ -235,7 +235,7 @@ def test_the_reader_keeps_few_images_open_and_travels_without_them(tmp_path: Pat
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_the_reader_does_not_use_its_parents_files(record: ImageRecord, monkeypatch) -> None:
-    row = next(cut_patches([record], patch_px=64, stride_px=64).itertuples())
+    row = list_patches(cut_patches([record], patch_px=64, stride_px=64))[0]
     reader = PatchReader()
     first = reader.open(row)
     assert reader.open(row) is first
@@ -252,7 +252,7 @@ def test_exported_patches_are_the_same_patches(record: ImageRecord) -> None:
     assert (exported["mpp"] == 1.0).all()
     assert exported["x_l0"].tolist() == (400 + manifest["x_px"]).tolist()
     reader = PatchReader()
-    for old, new in zip(manifest.itertuples(), exported.itertuples(), strict=True):
+    for old, new in zip(list_patches(manifest), list_patches(exported), strict=True):
         for a, b in zip(reader.read(old), reader.read(new), strict=True):
             assert np.array_equal(a, b)
         assert np.asarray(Image.open(new.image_path)).shape == (64, 64, 3)

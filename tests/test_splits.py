@@ -185,7 +185,7 @@ def test_a_margin_keeps_shifted_crops_apart() -> None:
 
 
 def test_columns_refuse_several_donors_and_columns_that_are_not_there() -> None:
-    with pytest.raises(ValueError, match="8 donors .*split_by_donor"):
+    with pytest.raises(ValueError, match=r"8 donors .*split_by_donor"):
         split_by_column(manifest_of(eight_donors()), column_l0=64, val_columns=[0])
     with pytest.raises(ValueError, match=r"columns \[7\] are not on the slide; it has 0 to 3"):
         split_by_column(slide_grid(), column_l0=160, val_columns=[7])
