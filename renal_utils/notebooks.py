@@ -113,6 +113,8 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dic
     Raises:
         ValueError: If a name is unknown (the known ones are listed) or a type differs.
     """
+    if not parameters:
+        return {}
     defaults, where = read_defaults(notebook), display_path(notebook)
     for name in parameters:
         if name not in defaults:

@@ -22,6 +22,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ[name] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deal tests out by file, for shared fixtures, but long runs of notebooks one by one.
+
+    Heeded by ``pytest -n 2 --dist loadgroup``.
+    """
+    for item in items:
+        alone = item.get_closest_marker("slow") and item.path.name.startswith("test_notebooks_")
+        item.add_marker(pytest.mark.xdist_group(item.name if alone else item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     """Start each test from the same random state, whichever tests ran before it."""

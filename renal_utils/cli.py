@@ -1,0 +1,342 @@
+"""The command line ``renal``: each verb is short and calls the library.
+
+What a verb needs is imported inside it, so that ``renal --help`` answers at once. A user's mistake
+ends with one line on stderr and exit code 2, a run that failed with exit code 1; ``--debug`` gives
+the traceback instead.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from renal_utils.checkpoints import CheckpointInfo
+    from renal_utils.records import ImageRecord
+    from renal_utils.slides import Slide
+    from renal_utils.stitching import StitchResult
+
+DRAWN = "data/drawn"
+LAYOUTS = ("auto", "drawn", "hubmap", "kpis", "tiles")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    options = make_parser().parse_args(arguments)
+    try:
+        return options.verb(options)
+    except (ValueError, OSError) as error:
+        code = 2
+        reason = error
+    except RuntimeError as error:
+        code = 1
+        reason = error
+    except KeyboardInterrupt:
+        print("renal: stopped", file=sys.stderr)
+        return 130
+    if options.debug:
+        raise reason
+    print(f"renal: {reason or type(reason).__name__}", file=sys.stderr)
+    return code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="renal", description="Segment kidney tissue in whole-slide images. Not for diagnosis."
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    _add_data(verbs)
+    _add_run(verbs)
+    _add_segment(verbs)
+    return parser
+
+
+def _add_data(verbs: Any) -> None:
+    data = verbs.add_parser("data", help="draw slides, check a data set, put tiles together")
+    actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
+
+    draw = actions.add_parser("draw", help="draw the course's archive of synthetic slides")
+    draw.add_argument("--out", type=Path, help=f"folder (default: {DRAWN} of the project)")
+    draw.add_argument("--seed", type=int, default=0, help="another seed draws other kidneys")
+    draw.set_defaults(verb=_data_draw)
+
+    check = actions.add_parser("check", help="check a data set's layout and say what it holds")
+    check.add_argument("folder", type=Path)
+    check.add_argument("--layout", choices=LAYOUTS, default="auto", help="default: look and see")
+    check.set_defaults(verb=_data_check)
+
+    assemble = actions.add_parser("assemble", help="rebuild a slide from tiles and their tiles.csv")
+    assemble.add_argument("folder", type=Path, help="holds images/ and tiles.csv")
+    assemble.add_argument("out", type=Path, help="the slide to write, for example slide.ome.tiff")
+    assemble.add_argument("--mpp", type=float, help="microns per pixel, where known")
+    assemble.add_argument("--label-set", default="glomeruli", help="what the truth labels")
+    assemble.set_defaults(verb=_data_assemble)
+
+
+def _add_run(verbs: Any) -> None:
+    run = verbs.add_parser(
+        "run",
+        help="run a notebook, or a folder of them, in batch",
+        description="Run a notebook with checked parameters; it is not changed itself. Given a "
+        "folder, run each lesson in it by its defaults and write HTML and results.csv too. "
+        "Relative paths among the parameters start at the project's folder.",
+    )
+    run.add_argument("notebook", type=Path, help="a notebook, or a folder of notebooks")
+    run.add_argument("--output", type=Path, help="notebook or folder to write (default: in build/)")
+    run.add_argument("--parameters-file", type=Path, metavar="YAML", help="names and values")
+    run.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="one parameter, over those of the file; may be repeated",
+    )
+    run.add_argument("--timeout", type=float, metavar="S", help="seconds that one cell may take")
+    run.add_argument("--show-output", action="store_true", help="show what cells print as they run")
+    run.add_argument("--html", action="store_true", help="write it as a page too (one notebook)")
+    run.add_argument("--jobs", type=int, default=1, help="notebooks at once (a folder)")
+    run.add_argument(
+        "--in-place",
+        action="store_true",
+        help="for authors: run by the defaults and save the notebook itself, cleaned",
+    )
+    run.set_defaults(verb=_run)
+
+
+def _add_segment(verbs: Any) -> None:
+    segment = verbs.add_parser(
+        "segment",
+        help="segment a whole slide with a trained network",
+        description="Write labels.ome.tiff, probability.ome.tiff, objects.geojson, objects.csv and "
+        "summary.json. Stopped and started again, it goes on where it was.",
+    )
+    segment.add_argument("slide", type=Path)
+    segment.add_argument("--checkpoint", type=Path, required=True, metavar="SAFETENSORS")
+    segment.add_argument("--out", type=Path, required=True, help="folder for the results")
+    segment.add_argument("--mpp", type=float, help="the slide's microns per pixel, over the file's")
+    segment.add_argument(
+        "--downsample",
+        type=float,
+        help="slide pixels per pixel that the network sees, over what the checkpoint says",
+    )
+    segment.add_argument("--patch", type=int, metavar="PX", help="window (default: as trained)")
+    segment.add_argument("--stride", type=int, metavar="PX", help="step (default: half a window)")
+    segment.add_argument("--batch", type=int, default=8, help="windows at once")
+    segment.add_argument("--min-object", type=float, metavar="PX", help="least area of an object")
+    segment.add_argument("--all-windows", action="store_true", help="look at bare glass too")
+    segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    segment.add_argument("--precision", default="auto", help="auto, 32-true, bf16-mixed")
+    segment.add_argument("--restart", action="store_true", help="discard an earlier, other result")
+    segment.set_defaults(verb=_segment)
+
+
+def _data_draw(options: argparse.Namespace) -> int:
+    from renal_utils.archive import draw_archive, ensure_drawn
+    from renal_utils.runtime import display_path, resolve_path
+
+    folder = options.out.resolve() if options.out else resolve_path(DRAWN)
+    if options.seed == 0:
+        ensure_drawn(folder)
+    else:
+        draw_archive(folder, seed=options.seed)
+    print(f"drawn: {display_path(folder)}")
+    return 0
+
+
+def _data_check(options: argparse.Namespace) -> int:
+    folder = options.folder.resolve()
+    layout = find_layout(folder) if options.layout == "auto" else options.layout
+    if layout == "drawn":
+        from renal_utils.archive import check_archive
+
+        check_archive(folder)
+        print(f"{options.folder}: a drawn archive, every file as it was written")
+        return 0
+    records = _read_records(folder, layout)
+    print(f"{options.folder}: {layout} layout, {describe_records(records)}")
+    return 0
+
+
+def find_layout(folder: Path) -> str:
+    """Name the layout of a data set's folder by the file that gives it away.
+
+    Raises:
+        ValueError: If the folder is missing, empty, or like none that is known.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise ValueError(f"{folder} is no folder, or an empty one; see data/README.md")
+    for name, layout in (("archive.json", "drawn"), ("train.csv", "hubmap"), ("images", "tiles")):
+        if (folder / name).exists():
+            return layout
+    return "kpis"
+
+
+def _read_records(folder: Path, layout: str) -> "list[ImageRecord]":
+    match layout:
+        case "hubmap":
+            from renal_utils.datasets.hubmap import read_hubmap
+
+            return read_hubmap(folder)
+        case "tiles":
+            from renal_utils.datasets.tiles import read_tiles
+
+            return read_tiles(folder)
+        case _:
+            from renal_utils.datasets.kpis import read_kpis
+
+            return read_kpis(folder)
+
+
+def describe_records(records: "Sequence[ImageRecord]") -> str:
+    """Return one line on how many images, donors, groups and splits there are."""
+    donors, groups = {r.donor for r in records}, sorted({r.group for r in records} - {""})
+    splits = sorted({r.split for r in records} - {""})
+    labelled = sum(r.truth_kind != "none" for r in records)
+    text = f"{len(records)} images ({labelled} with truth) of {len(donors)} donors"
+    text += f", groups {', '.join(groups)}" if groups else ""
+    return text + (f", splits {', '.join(splits)}" if splits else "")
+
+
+def _data_assemble(options: argparse.Namespace) -> int:
+    from renal_utils.datasets.tiles import assemble_slide
+
+    record = assemble_slide(
+        options.folder, options.out, mpp=options.mpp, label_set=options.label_set
+    )
+    print(f"slide:  {record.image_path}\nlabels: {record.truth_path or 'none'}")
+    print(f"its corner lay at x={record.x_l0}, y={record.y_l0} of the slide that was cut up")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.notebook.is_dir():
+        return _run_folder(options)
+    if options.in_place:
+        return _refresh(options)
+    from renal_utils.runtime import project_root
+    from renal_utils.studies import run_notebook
+
+    output = options.output or project_root() / "build" / "runs" / options.notebook.name
+    run = run_notebook(
+        options.notebook,
+        parameters=gather_parameters(options),
+        output=output,
+        timeout=options.timeout,
+        show_output=options.show_output,
+    )
+    if options.html:
+        from renal_utils.course import write_html
+
+        write_html(run.output, run.output.with_suffix(".html"))
+    for band in run.bands:
+        print(f"{band['name']} = {band['value']:.4g}, band [{band['low']:g}, {band['high']:g}]")
+    print(f"ran in {run.seconds:.0f} s: {run.output}")
+    return 0
+
+
+def gather_parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters of a file, then those of the command line over them."""
+    from renal_utils.notebooks import parse_value, read_defaults, read_parameters
+
+    file = options.parameters_file
+    parameters = read_parameters(file) if file else {}
+    defaults = read_defaults(options.notebook)
+    typed = {name: parse_value(text, defaults.get(name)) for name, text in options.parameter}
+    return parameters | typed
+
+
+def _refresh(options: argparse.Namespace) -> int:
+    from renal_utils.studies import refresh_notebook
+
+    if options.parameter or options.parameters_file or options.output:
+        raise ValueError("--in-place runs by the defaults and takes no parameters and no --output")
+    run = refresh_notebook(options.notebook, timeout=options.timeout)
+    print(f"ran in {run.seconds:.0f} s and saved: {options.notebook}")
+    return 0
+
+
+def _run_folder(options: argparse.Namespace) -> int:
+    from renal_utils.course import find_lessons, run_course
+    from renal_utils.runtime import project_root
+
+    if options.parameter or options.parameters_file:
+        raise ValueError("parameters belong to one notebook; name it instead of its folder")
+    lessons = find_lessons(options.notebook)
+    if options.in_place:
+        for lesson in lessons:
+            _refresh(argparse.Namespace(**{**vars(options), "notebook": lesson}))
+        return 0
+    folder = (options.output or project_root() / "build" / "course").resolve()
+    table = run_course(lessons, folder, jobs=options.jobs, timeout=options.timeout)
+    print(table.drop(columns="error").to_string(index=False, na_rep="-"))
+    for row in table[table["status"] == "failed"].to_dict("records"):
+        print(f"\n{row['notebook']}: {row['error']}", file=sys.stderr)
+    print(f"written: {folder}")
+    return int(any(table["status"] == "failed") or any(table["inside"].eq(False)))
+
+
+def _segment(options: argparse.Namespace) -> int:
+    from renal_utils.checkpoints import load_checkpoint
+    from renal_utils.labels import get_label_set
+    from renal_utils.prediction import make_predictor
+    from renal_utils.slides import open_slide
+    from renal_utils.stitch_plan import StitchPlan
+    from renal_utils.stitching import stitch_slide
+
+    model, info = load_checkpoint(options.checkpoint)
+    with open_slide(options.slide, mpp=options.mpp) as slide:
+        patch_px = options.patch or info.patch_px
+        plan = StitchPlan(
+            patch_px=patch_px,
+            stride_px=options.stride or max(1, patch_px // 2),
+            batch_size=options.batch,
+            skip_background=not options.all_windows,
+            min_object_px=options.min_object,
+            **choose_scale(info, slide, options.downsample),
+        )
+        result = stitch_slide(
+            slide,
+            make_predictor(model, device=options.device, precision=options.precision),
+            options.out,
+            plan=plan,
+            label_set=get_label_set(info.label_set),
+            threshold=0.5 if info.threshold is None else info.threshold,
+            resume=not options.restart,
+        )
+    _print_result(result)
+    return 0
+
+
+def choose_scale(
+    info: "CheckpointInfo", slide: "Slide", downsample: float | None
+) -> Mapping[str, float]:
+    """Return the scale to work at, as ``StitchPlan`` takes it: what was asked, else as trained.
+
+    Raises:
+        ValueError: If the network was trained at a physical scale and the slide states none.
+    """
+    if downsample is not None:
+        return {"downsample": downsample}
+    if info.mpp is None:
+        return {"downsample": float(info.downsample)}
+    if slide.mpp is None:
+        raise ValueError(
+            f"the network was trained at {info.mpp:g} microns per pixel, but {slide.path} does not "
+            "state its scale; say it (--mpp 0.5 states it), or set --downsample"
+        )
+    return {"mpp": float(info.mpp)}
+
+
+def _print_result(result: "StitchResult") -> None:
+    for name, count in result.counts.items():
+        print(f"{name}: {count}")
+    print(f"written: {result.folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
