@@ -16,6 +16,7 @@ from renal_utils.synthetic.packing import (
     make_spines,
     power_cells,
     resample,
+    ring_area,
     ring_normals,
     round_rings,
     wobbly_ring,
@@ -25,11 +26,13 @@ from renal_utils.synthetic.tuft import Glomerulus, make_glomerulus
 
 FIELD_CELL_UM = 16.0
 
-# Kinds of tubule: outer radius and height of the epithelium in micrometres.
+# Kinds of tubule: radius thrown (they grow by a fifth in the packing), in micrometres, and height
+# of the epithelium as a share of the profile's half width.
 PROXIMAL, DISTAL, COLLECTING, ASCENDING, THIN = range(5)
 TUBULE_NAMES = ("proximal", "distal", "collecting", "ascending", "thin")
-TUBULE_RADIUS_UM = (25.0, 18.0, 21.0, 15.5, 9.0)
-EPITHELIUM_UM = (15.5, 8.0, 9.5, 6.5, 2.6)
+TUBULE_RADIUS_UM = (21.5, 15.5, 18.0, 12.5, 7.5)
+EPITHELIUM_SHARE = (0.72, 0.47, 0.45, 0.5, 0.3)
+EPITHELIUM_LIMIT_UM = (19.0, 9.5, 11.0, 8.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Tubules:
         kind: Index into ``TUBULE_NAMES``.
         wall_px: Height of the epithelium.
         tint: Factor on the stain of each.
+        content: Factor on what fills the lumen of each.
         fibrosis: Fibrosis around each, 0 to 1.
     """
 
@@ -74,6 +78,7 @@ class Tubules:
     kind: Int[np.ndarray, " T"]
     wall_px: Float[np.ndarray, " T"]
     tint: Float[np.ndarray, " T"]
+    content: Float[np.ndarray, " T"]
     fibrosis: Float[np.ndarray, " T"]
 
 
@@ -112,11 +117,11 @@ def survey_terrain(recipe: Recipe, rng: np.random.Generator) -> Terrain:
 def _tissue_outline(size: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the edge of a section that nearly fills the slide, with glass around it."""
     angle = np.linspace(0, 2 * np.pi, 720, endpoint=False)
-    power = 4.0
+    power = rng.uniform(2.6, 4.5)
     box = (np.abs(np.cos(angle)) ** power + np.abs(np.sin(angle)) ** power) ** (-1 / power)
     wobble = np.zeros_like(angle)
     for order in range(1, 90):
-        wobble += rng.normal() * 0.035 / order * np.cos(order * angle + rng.uniform(0, 7))
+        wobble += rng.normal() * 0.07 / order**1.5 * np.cos(order * angle + rng.uniform(0, 7))
     ring = np.stack([np.cos(angle), np.sin(angle)], 1) * (box * (0.455 + 0.5 * wobble))[:, None]
     return resample(np.clip(ring, -0.49, 0.49) * size + size / 2, 960)
 
@@ -144,7 +149,7 @@ def _rays(
     bend = coarse_field(depth.shape, 200 / FIELD_CELL_UM, rng) * 0.07
     phase = np.arctan2(offset[..., 1], offset[..., 0]) / spacing + rng.random() + bend
     off = np.abs((phase % 1) - 0.5)
-    return (off < 0.04 + 0.13 * depth / recipe.cortex_fraction) & (depth > 0.1)
+    return (off < 0.03 + 0.1 * depth / recipe.cortex_fraction) & (depth > 0.1)
 
 
 def _fibrosis(
@@ -160,9 +165,7 @@ def _fibrosis(
     return np.where(cortex, soft, 0.5 * soft).astype(np.float32)
 
 
-def place_glomeruli(
-    terrain: Terrain, recipe: Recipe, rng: np.random.Generator
-) -> list[Glomerulus]:
+def place_glomeruli(terrain: Terrain, recipe: Recipe, rng: np.random.Generator) -> list[Glomerulus]:
     """Scatter glomeruli over the cortex, away from rays and each other; draw up each."""
     radius_px = recipe.glomerulus_um / 2 / recipe.mpp
     room = terrain.cortex & terrain.inside & ~terrain.ray
@@ -309,11 +312,12 @@ _ROUNDS = (
     (COLLECTING, "ray", (150, 500), 0.15, 0.2),
     (ASCENDING, "medulla", (150, 600), 0.2, 0.5),
     (ASCENDING, "ray", (100, 400), 0.3, 1.0),
-    (DISTAL, "labyrinth", (60, 170), 1.6, 0.1),
-    (PROXIMAL, "labyrinth", (90, 230), 1.7, 0.28),
-    (PROXIMAL, "labyrinth", (20, 90), 1.5, 0.62),
-    (DISTAL, "labyrinth", (0, 60), 1.2, 0.45),
-    (PROXIMAL, "labyrinth", (0, 10), 0.0, 1.0),
+    (PROXIMAL, "labyrinth", (90, 230), 1.9, 0.16),
+    (DISTAL, "labyrinth", (40, 150), 1.6, 0.06),
+    (PROXIMAL, "labyrinth", (20, 100), 1.5, 0.4),
+    (DISTAL, "labyrinth", (0, 50), 1.2, 0.11),
+    (PROXIMAL, "labyrinth", (0, 45), 0.8, 1.0),
+    (PROXIMAL, "labyrinth", (0, 5), 0.0, 1.0),
     (ASCENDING, "medulla", (0, 120), 0.3, 0.8),
     (DISTAL, "labyrinth", (0, 20), 0.0, 1.0),
     (THIN, "medulla", (60, 350), 0.3, 1.0),
@@ -335,26 +339,25 @@ def _throw_spines(
     spines: list[np.ndarray] = []
     kinds: list[int] = []
     aslant = rng.uniform(0.25, 1.0)
-    for kind, zone, (low, high), bend, share in _ROUNDS:
-        room = len(board.free_cells(kind, zones[zone]))
+    for kind, zone, lengths, bend, share in _ROUNDS:
         along = aslant if zone in ("medulla", "ray") else 1.0
-        for _ in range(12):
+        lengths = (lengths[0] * along * um, lengths[1] * along * um)
+        goal = share * len(board.free_cells(kind, zones[zone])) * board.cell**2
+        for _ in range(14):
             free = board.free_cells(kind, zones[zone])
-            if len(free) <= max((1 - share) * room, 0):
+            if goal <= 0 or not len(free):
                 break
-            batch = _draw_batch(free, board, terrain, (low * along * um, high * along * um), rng)
-            middle, angle, length = batch
+            middle, angle, length = _draw_batch(free, board, terrain, lengths, rng)
             if zone in ("labyrinth", "any"):
                 angle = rng.uniform(0, np.pi, len(angle))
             turn = rng.normal(0, 1, len(length)) * bend * length / (100 * um)
             step = 0.8 * board.radii[kind]
-            new = [
-                spine
-                for spine in make_spines(middle, angle, length, np.clip(turn, -3.6, 3.6), step=step)
-                if board.try_spine(spine, kind)
-            ]
-            spines += new
-            kinds += [kind] * len(new)
+            tries = make_spines(middle, angle, length, np.clip(turn, -3.6, 3.6), step=step)
+            for spine, size in zip(tries, length, strict=True):
+                if goal > 0 and board.try_spine(spine, kind):
+                    goal -= 2.6 * board.radii[kind] * (size + 1.6 * board.radii[kind])
+                    spines.append(spine)
+                    kinds.append(kind)
     return spines, kinds
 
 
@@ -420,8 +423,11 @@ def _finish_tubules(
     gap = (0.55 + 1.4 * medulla)[:, None] * um + lonely[:, None]
     gap = gap + fibrosis**1.5 * rng.uniform(2.5, 8, (len(rings), 1)) * um
     rings = rings + ring_normals(rings) * gap[..., None]
-    wall = np.array(EPITHELIUM_UM)[kinds] * um * rng.uniform(0.8, 1.2, len(kinds))
+    half = np.array([2 * ring_area(r) / np.hypot(*np.diff(r, axis=0).T).sum() for r in rings])
+    wall = np.array(EPITHELIUM_SHARE)[kinds] * half * rng.uniform(0.78, 1.22, len(kinds))
+    wall = np.minimum(wall, np.array(EPITHELIUM_LIMIT_UM)[kinds] * um)
     mean_fibrosis = fibrosis.mean(1)
     wall *= 1 - 0.45 * mean_fibrosis
     tint = np.exp(rng.normal(0, 0.1, len(kinds)))
-    return Tubules(rings, kinds, wall, tint, mean_fibrosis)
+    content = np.exp(rng.normal(0.1, 0.7, len(kinds)))
+    return Tubules(rings, kinds, wall, tint, content, mean_fibrosis)

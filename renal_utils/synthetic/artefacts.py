@@ -8,6 +8,7 @@ from jaxtyping import Float
 from renal_utils.synthetic.anatomy import Terrain
 from renal_utils.synthetic.packing import ring_normals
 from renal_utils.synthetic.recipe import Recipe
+from renal_utils.synthetic.tuft import Glomerulus
 
 # Optical densities (red, green, blue) of marker inks.
 INKS = ((1.9, 1.2, 0.15), (0.25, 1.6, 1.3), (1.5, 0.35, 1.1), (1.6, 1.6, 1.5))
@@ -32,13 +33,21 @@ class Artefacts:
     ink: tuple[float, float, float]
 
 
-def place_artefacts(terrain: Terrain, recipe: Recipe, rng: np.random.Generator) -> Artefacts:
-    """Place the artefacts that a recipe asks for."""
+def place_artefacts(
+    terrain: Terrain, glomeruli: list[Glomerulus], recipe: Recipe, rng: np.random.Generator
+) -> Artefacts:
+    """Place the artefacts that a recipe asks for; tears spare the glomeruli."""
     um = 1 / recipe.mpp
-    tears = [_strip(terrain, (180, 480), (4, 14), um, rng) for _ in range(2 * recipe.tear)]
+    tries = [_strip(terrain, (180, 480), (4, 14), um, rng) for _ in range(30 * recipe.tear)]
+    tears = [tear for tear in tries if not any(_touch(tear, g) for g in glomeruli)][:2]
     folds = [_strip(terrain, (500, 1100), (9, 20), um, rng) for _ in range(recipe.fold)]
     pen = [_pen_path(terrain, um, rng)] if recipe.pen_mark else []
     return Artefacts(tears, folds, pen, 75.0 * um, INKS[rng.integers(len(INKS))])
+
+
+def _touch(tear: Float[np.ndarray, "n 2"], glomerulus: Glomerulus) -> bool:
+    reach = np.hypot(*(glomerulus.outline - glomerulus.xy).T).max()
+    return bool(np.hypot(*(tear - glomerulus.xy).T).min() < 1.1 * reach)
 
 
 def _strip(

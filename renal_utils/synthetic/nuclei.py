@@ -25,10 +25,12 @@ NUCLEUS_NAMES = (
 TUBULAR, FLAT, INTERSTITIAL, LYMPHOCYTE, GLOMERULAR, PODOCYTE, MUSCLE = range(7)
 
 # Half axes in micrometres and darkness of each kind.
-_AXES_UM = np.array([[2.9, 2.6], [3.3, 1.2], [4.2, 1.2], [2.5, 2.3], [2.7, 1.9], [3.0, 2.4], [5, 1]])
+_AXES_UM = np.array(
+    [[2.9, 2.6], [3.3, 1.2], [4.2, 1.2], [2.5, 2.3], [3.0, 2.2], [3.2, 2.6], [5, 1]]
+)
 _DARKNESS = np.array([0.78, 1.0, 1.08, 1.3, 1.05, 0.8, 0.9])
 # Spacing of nuclei along a tubule's wall in micrometres, by the tubule's kind.
-_SPACING_UM = np.array([11.5, 8.0, 8.2, 8.5, 17.0])
+_SPACING_UM = np.array([11.0, 9.6, 9.6, 9.6, 17.0])
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def _walk(
     counts = np.maximum(perimeter / spacing * rng.uniform(0.8, 1.1, len(rings)), 0).astype(int)
     which = np.repeat(np.arange(len(rings)), counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)
-    order = np.arange(len(which)) - first + rng.uniform(-0.3, 0.3, len(which))
+    order = np.arange(len(which)) - first + rng.uniform(-0.45, 0.45, len(which))
     return which, order / np.maximum(counts[which], 1) * rings.shape[1], counts
 
 
@@ -111,7 +113,7 @@ def _line_tubules(heap: _Heap, tubules: Tubules, um: float, rng: np.random.Gener
     """Line tubules with nuclei in the basal half of the epithelium."""
     normals = ring_normals(tubules.rings)
     which, place, _ = _walk(tubules.rings, _SPACING_UM[tubules.kind] * um, rng)
-    depth = np.maximum(tubules.wall_px[which] * rng.uniform(0.36, 0.6, len(which)), 2.6 * um)
+    depth = np.maximum(tubules.wall_px[which] * rng.uniform(0.32, 0.62, len(which)), 2.6 * um)
     thin = tubules.kind[which] == 4
     depth[thin] = 1.6 * um
     normal = _at(normals, which, place)
@@ -204,10 +206,13 @@ def _fill_glomerulus(heap: _Heap, g: Glomerulus, um: float, rng: np.random.Gener
         return
     _along(heap, g.outline[None], 30 * um, g.capsule_px + 0.9 * um, FLAT, rng)
     middles = np.array([cell.mean(0) for cell in g.mesangium]).reshape(-1, 2)
-    middles = middles[rng.random(len(middles)) < 0.72]
+    middles = middles[rng.random(len(middles)) < 0.8]
     heap.add(middles, rng.uniform(0, 3, len(middles)), GLOMERULAR)
+    solid = np.array([cell.mean(0) for cell in g.nodules]).reshape(-1, 2)
+    solid = solid[rng.random(len(solid)) < 0.12]
+    heap.add(solid, rng.uniform(0, 3, len(solid)), GLOMERULAR)
     if len(g.loops):
-        some = g.loops[rng.random(len(g.loops)) < 0.55]
+        some = g.loops[rng.random(len(g.loops)) < 0.85]
         vertex = rng.integers(0, some.shape[1], len(some))
         spot = some[np.arange(len(some)), vertex]
         heap.add(spot, rng.uniform(0, 3, len(spot)), GLOMERULAR)

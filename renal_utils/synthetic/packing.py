@@ -37,11 +37,13 @@ class DartBoard:
         """Keep bodies out of a polygon, or out of everything but it."""
         points = [np.round(polygon / self.cell).astype(np.int32)]
         for radius, taken in zip(self.radii, self.taken, strict=True):
-            mask = np.full_like(taken, 255 if outside else 0)
-            cv2.fillPoly(mask, points, 0 if outside else 255)
-            reach = 2 * max(1, round(0.9 * radius / self.cell)) + 1
-            disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
-            np.maximum(taken, cv2.dilate(mask, disc), out=taken)
+            if outside:
+                mask = np.full_like(taken, 255)
+                cv2.fillPoly(mask, points, 0)
+                np.maximum(taken, mask, out=taken)
+            else:
+                cv2.fillPoly(taken, points, 255)
+            cv2.polylines(taken, points, True, 255, max(1, round(1.8 * radius / self.cell)))
 
     def free_cells(self, size_class: int, where: np.ndarray | None = None) -> Int[np.ndarray, " n"]:
         """Return flat indices of the cells where a body of this size may have its middle."""
@@ -80,15 +82,16 @@ def make_spines(
         bend: How far each turns from end to end, radians.
         step: Distance of the points, pixels.
     """
-    spines = []
-    for centre, turn, size, curve in zip(middle, angle, length, bend, strict=True):
-        count = max(1, int(size / step) + 1)
-        s = np.linspace(-0.5, 0.5, count) if count > 1 else np.zeros(1)
-        heading = turn + curve * s
-        steps = np.stack([np.cos(heading), np.sin(heading)], 1) * (size / max(count - 1, 1))
-        path = np.cumsum(steps, axis=0)
-        spines.append(centre + path - path[count // 2])
-    return spines
+    counts = np.maximum((length / step).astype(int) + 1, 1)
+    which = np.repeat(np.arange(len(counts)), counts)
+    order = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+    s = order / np.maximum(counts - 1, 1)[which] - 0.5
+    heading = angle[which] + bend[which] * s
+    apart = (length / np.maximum(counts - 1, 1))[which, None]
+    path = np.cumsum(np.stack([np.cos(heading), np.sin(heading)], 1) * apart, axis=0)
+    at_middle = path[np.cumsum(counts) - counts + counts // 2]
+    points = path + (middle - at_middle)[which]
+    return np.split(points, np.cumsum(counts)[:-1])
 
 
 @dataclass(frozen=True)

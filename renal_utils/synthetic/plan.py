@@ -103,7 +103,7 @@ def plan_slide(recipe: Recipe, seed: int) -> SlidePlan:
     nuclei = place_nuclei(
         terrain, glomeruli, vessels, tubules, junctions, recipe=recipe, rng=rngs[4]
     )
-    artefacts = place_artefacts(terrain, recipe, rngs[5])
+    artefacts = place_artefacts(terrain, glomeruli, recipe, rngs[5])
     return SlidePlan(
         recipe,
         seed,

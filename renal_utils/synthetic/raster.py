@@ -7,7 +7,6 @@ material ids and truth, then coloured (`colouring.colour_block`).
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary  # noqa: F401
 
 import cv2
 import numpy as np
@@ -18,7 +17,7 @@ from renal_utils.labels import KIDNEY_TISSUES
 from renal_utils.synthetic import materials
 from renal_utils.synthetic.colouring import colour_block
 from renal_utils.synthetic.materials import ID
-from renal_utils.synthetic.noise import noise_tiles, sample_field
+from renal_utils.synthetic.noise import noise_tiles
 from renal_utils.synthetic.plan import SlidePlan
 from renal_utils.synthetic.tuft import Glomerulus
 
@@ -57,7 +56,6 @@ class Canvas:
         glomeruli: Instance ids.
         nuclei: Instance ids.
         nucleus_dye: Haematoxylin of nuclei, in hundredths.
-        doubled: Whether the section lies double.
     """
 
     x: int
@@ -72,8 +70,8 @@ class Canvas:
     nucleus_dye: np.ndarray
 
     def points(self, ring: np.ndarray) -> np.ndarray:
-        """Return a ring as OpenCV's fixed-point pixels of this canvas."""
-        return np.round((ring - (self.x, self.y)) * (1 << _SUB)).astype(np.int32)
+        """Return a ring as OpenCV's fixed-point pixels; there a pixel's centre has whole numbers."""
+        return np.round((ring - (self.x + 0.5, self.y + 0.5)) * (1 << _SUB)).astype(np.int32)
 
     def fill(self, target: np.ndarray, rings: list[np.ndarray], value: int) -> None:
         """Fill closed rings that do not overlap."""
@@ -210,7 +208,7 @@ def _paint_ground(canvas: Canvas, plan: SlidePlan) -> None:
     spots = plan.junctions[canvas.sees(plan.junctions, plan.junctions, 8 * um)]
     for i, (px, py) in enumerate(spots):
         size = (2.0 + 2.2 * ((px * 7.13 + py * 3.71) % 1.0)) * um
-        middle = (round((px - canvas.x) * 16), round((py - canvas.y) * 16))
+        middle = (round((px - canvas.x - 0.5) * 16), round((py - canvas.y - 0.5) * 16))
         axes = (round(size * 16), round(size * (0.4 + 0.5 * ((px * 3.3) % 1.0)) * 16))
         if (px * 1.37 + py) % 1.0 < 0.6:
             turn = (px * 11 + py * 5) % 180
@@ -247,8 +245,10 @@ def _paint_solids(canvas: Canvas, plan: SlidePlan) -> np.ndarray:
 def _paint_glomerulus(canvas: Canvas, g: Glomerulus, plan: SlidePlan) -> None:
     """Paint capsule, Bowman's space, tuft, mesangium, slits and loops."""
     paint, um = canvas.material, canvas.um
-    names = ("scar_capsule", "scar_space", "scar") if g.sclerosed else (
-        "bowman_capsule", "bowman_space", "tuft"
+    names = (
+        ("scar_capsule", "scar_space", "scar")
+        if g.sclerosed
+        else ("bowman_capsule", "bowman_space", "tuft")
     )
     capsule, space, tuft = (ID[name] for name in names)
     middle = np.array(g.xy)
@@ -294,12 +294,13 @@ def _paint_tubules(canvas: Canvas, plan: SlidePlan, solid: np.ndarray) -> None:
     first = np.concatenate([[0], materials.FIRST_TUBULE + 4 * tubules.kind[seen]]).astype(np.uint8)
     painted = first[numbers] + zone
     np.copyto(canvas.material, painted, where=inside.view(bool))
-    np.copyto(canvas.tint, table(tubules.tint)[numbers], where=inside.view(bool))
+    tint = np.where(zone == 3, table(tubules.content)[numbers], table(tubules.tint)[numbers])
+    np.copyto(canvas.tint, tint, where=inside.view(bool))
 
 
 def _paint_nuclei(canvas: Canvas, plan: SlidePlan) -> None:
     """Paint nuclei as ellipses, in the order of their ids."""
-    nuclei, low = plan.nuclei, np.array([canvas.x, canvas.y])
+    nuclei, low = plan.nuclei, np.array([canvas.x + 0.5, canvas.y + 0.5])
     seen = np.flatnonzero(canvas.sees(nuclei.xy, nuclei.xy, 8 * canvas.um))
     turn = np.linspace(0, 2 * np.pi, 14, endpoint=False)
     circle = np.stack([np.cos(turn), np.sin(turn)])

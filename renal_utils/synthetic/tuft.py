@@ -83,7 +83,7 @@ def make_glomerulus(
         tuft = (outline - xy) * rng.uniform(0.86, 0.97) + rng.normal(0, 0.02 * radius, 2) + xy
         return Glomerulus(*parts, tuft, empty, [], empty, [], tint)
     tuft, lobes = _make_tuft(outline - xy, radius, rng)
-    cells, middles = _tuft_cells(tuft, 9.0 * um * rng.uniform(0.92, 1.1), rng)
+    cells, middles = _tuft_cells(tuft, 7.6 * um * rng.uniform(0.92, 1.1), rng)
     stalk, seam = _lobe_distances(middles, lobes)
     solid = _solid_places(middles, radius, recipe, rng)
     mesangial, slit = _pick_roles(stalk, seam, middles, radius, recipe.mesangium, rng)
@@ -113,7 +113,7 @@ def _make_tuft(
     )
     lobed = np.max(np.cos(angle[:, None] - phases[None]), axis=1)
     away = 0.5 - 0.5 * np.cos(angle - hilum)
-    size = 0.985 - space * (0.35 + 1.1 * away) - rng.uniform(0.3, 1.0) * 0.7 * (1 - lobed)
+    size = 0.985 - space * (0.35 + 1.1 * away) - rng.uniform(0.5, 1.3) * (1 - lobed)
     tuft = outline * size[:, None]
     lobes = np.stack([np.cos(phases), np.sin(phases)], 1) * radius * 0.56
     inner = rng.uniform(0.05, 0.2) * radius
@@ -137,8 +137,8 @@ def _tuft_cells(
     pairs = cKDTree(points).query_pairs(1.25 * spacing, output_type="ndarray")
     rng.shuffle(pairs)
     single = np.ones(len(points), bool)
-    for i, j in pairs[: len(points) * 3 // 4]:
-        if single[i] and single[j] and inside[i] and inside[j]:
+    for i, j in pairs.tolist():
+        if inside[i] and inside[j] and single[j] and (single[i] or rng.random() < 0.18):
             owners[j] = owners[i]
             single[i] = single[j] = False
     radii = rng.uniform(0.1, 0.62, len(points)) * spacing
@@ -153,9 +153,7 @@ def _inside(ring: np.ndarray, points: np.ndarray) -> np.ndarray:
     angle = np.arctan2(ring[:, 1], ring[:, 0])
     order = np.argsort(angle)
     size = np.hypot(*ring[order].T)
-    limit = np.interp(
-        np.arctan2(points[:, 1], points[:, 0]), angle[order], size, period=2 * np.pi
-    )
+    limit = np.interp(np.arctan2(points[:, 1], points[:, 0]), angle[order], size, period=2 * np.pi)
     return np.hypot(*points.T) < limit
 
 
@@ -179,8 +177,8 @@ def _pick_roles(
     """Return which cells are mesangium and which are slits."""
     score = stalk + rng.normal(0, 0.1 * radius, len(stalk))
     mesangial = score <= np.quantile(score, min(share, 0.95)) if len(score) else score < 0
-    outer = np.hypot(*middles.T) > 0.38 * radius
-    slit = (seam < 0.12 * radius) & outer & ~mesangial & (rng.random(len(seam)) < 0.45)
+    outer = np.hypot(*middles.T) > 0.5 * radius
+    slit = (seam < 0.1 * radius) & outer & ~mesangial & (rng.random(len(seam)) < 0.7)
     return mesangial, slit
 
 
