@@ -18,7 +18,7 @@ from torch.nn import functional
 from renal_utils.labels import IGNORE_ID
 
 Logits = Float[Tensor, "B C H W"]
-ClassIds = Integer[Tensor, "B H W"]
+ClassIds = Integer[Tensor, "b h w"]
 Scalar = Float[Tensor, ""]
 
 

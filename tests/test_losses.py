@@ -167,6 +167,13 @@ def test_ids_without_a_channel_are_named(name, channels):
         build_loss(name)(logits, target)
 
 
+@every_loss
+def test_a_target_of_another_size_is_refused(name, channels):
+    logits, target = batch(channels)
+    with pytest.raises(ValueError, match=r"target is \(2, 6, 4\).*want \(2, 6, 8\)"):
+        build_loss(name)(logits, target[..., :4])
+
+
 def test_the_wrong_number_of_channels_names_the_right_loss():
     logits, target = batch(2)
     with pytest.raises(ValueError, match="'ce_dice' takes more"):

@@ -86,7 +86,7 @@ def plot_class_shares(
     ax.set_yticks(rows, [str(row) for row in shares.index])
     ax.invert_yaxis()
     ax.xaxis.set_major_formatter(PercentFormatter(1))
-    ax.set(xlabel="Share of pixels", ylabel=str(shares.index.name or ""))
+    ax.set(xlim=(0, 1.001), xlabel="Share of pixels", ylabel=str(shares.index.name or ""))
     ax.set_title(title)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
@@ -121,6 +121,7 @@ def plot_confusion(
         xticklabels=titles, yticklabels=titles, cbar=False, linewidths=0.5,
     )  # fmt: skip
     ax.set_xticks(ax.get_xticks(), titles, rotation=35, ha="right", rotation_mode="anchor")
+    ax.tick_params(length=0)
     ax.set(xlabel="Predicted", ylabel="True (each row sums to 100 %)")
     ax.set_title(title)
     return ax
@@ -153,9 +154,11 @@ def plot_size_distribution(
         raise ValueError("no object in the table, so there are no sizes to draw")
     ax = ax or plt.subplots()[1]
     colours = {} if group is None else {"palette": _group_colours(table[group].nunique())}
-    sns.histplot(table, x=value, hue=group, ax=ax, element="step", fill=group is None, **colours)
+    lines = {} if group is None else {"fill": False, "linestyle": "-"}
+    sns.histplot(table, x=value, hue=group, ax=ax, element="step", **colours, **lines)
     if group is not None:
         ax.get_legend().set(title=_words(group), frame_on=False)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel=xlabel or _words(value), ylabel="Objects")
     ax.set_title(title)
     return ax

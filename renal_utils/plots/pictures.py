@@ -42,7 +42,7 @@ def show_image(
 
 def plot_overlay(
     rgb: RgbImage,
-    labels: UInt8[np.ndarray, "H W"],
+    labels: UInt8[np.ndarray, "h w"],
     label_set: LabelSet,
     *,
     mpp: float | int | None = None,
@@ -70,8 +70,15 @@ def plot_overlay(
         raise ValueError(f"image is {rgb.shape[:2]} (H, W), but its labels are {labels.shape}")
     small, ids = _shrink(rgb), _shrink_labels(labels)
     painted = _outline(small, ids, label_set) if outline else _fill(small, ids, label_set)
+    entries = _legend_entries(_occurring(labels, label_set), label_set)
+    own_figure = ax is None
     ax = _draw(painted, labels.shape, mpp=mpp, title=title, ax=ax)
-    _add_class_legend(ax, _occurring(labels, label_set), label_set)
+    if own_figure:  # room for the legend, so that it does not squeeze the picture
+        width, height = ax.figure.get_size_inches()
+        ax.figure.set_size_inches(max(width, 3.6), height + 0.22 * -(-len(entries) // 2))
+    if entries:
+        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.01), "borderaxespad": 0.2}
+        ax.legend(handles=entries, ncols=min(2, len(entries)), **place)
     return ax
 
 
@@ -93,7 +100,7 @@ def plot_probability(
     shrunk = _shrink(probability.astype(np.float32))
     ax = _draw(shrunk, probability.shape, mpp=mpp, title=title, ax=ax)
     ax.images[0].set(cmap="viridis", clim=(0, 1))
-    ax.figure.colorbar(ax.images[0], ax=ax, label="Probability", fraction=0.046, pad=0.02)
+    ax.figure.colorbar(ax.images[0], cax=ax.inset_axes((1.02, 0, 0.04, 1)), label="Probability")
     return ax
 
 
@@ -138,7 +145,7 @@ def plot_grid(
 
 
 def add_scale_bar(ax: Axes, mpp: float | int | None) -> Axes:
-    """Draw a bar of a round length, about a fifth of the picture's width, at its bottom right.
+    """Draw a bar of a round length, about a quarter of the picture's width, at its bottom right.
 
     Args:
         ax: Axes whose coordinates are the image's pixels.
@@ -148,7 +155,7 @@ def add_scale_bar(ax: Axes, mpp: float | int | None) -> Axes:
     left, right = sorted(ax.get_xlim())
     top, bottom = sorted(ax.get_ylim())
     width, height = right - left, bottom - top
-    length = _round_length(width * scale / 5)
+    length = _round_length(width * scale / 4)
     end, line = right - 0.04 * width, bottom - 0.05 * height
     dark = [patheffects.withStroke(linewidth=4.5, foreground="black")]
     start = end - length / scale
@@ -156,10 +163,10 @@ def add_scale_bar(ax: Axes, mpp: float | int | None) -> Axes:
     bar.set(solid_capstyle="butt", path_effects=dark)
     text = ax.annotate(
         _length_text(length, known=mpp is not None),
-        ((start + end) / 2, line),
+        (end, line),
         (0, 4),
         textcoords="offset points",
-        ha="center",
+        ha="right",
         va="bottom",
         color="white",
         fontsize=8.5,
@@ -204,9 +211,9 @@ def _draw_plain(
 
 
 def _figure_size(width: int, height: int) -> tuple[float, float]:
-    """Return inches that fit the picture: 4 on its longest side, at least 1.5 on the other."""
+    """Return inches that fit the picture: 4.6 on its longest side, at least 1.5 on the other."""
     longest = max(width, height)
-    return max(1.5, 4 * width / longest), max(1.5, 4 * height / longest + 0.3)
+    return max(1.5, 4.6 * width / longest), max(1.5, 4.6 * height / longest + 0.3)
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:
@@ -256,18 +263,16 @@ def _outline(image: RgbImage, ids: UInt8[np.ndarray, "H W"], label_set: LabelSet
     return painted
 
 
-def _add_class_legend(ax: Axes, occurring: Sequence[int], label_set: LabelSet) -> None:
+def _legend_entries(occurring: Sequence[int], label_set: LabelSet) -> list[Patch]:
     entries = [
-        Patch(facecolor=np.array(c.colour) / 255, edgecolor="0.3", linewidth=0.5, label=c.title)
-        for c in label_set.foreground
-        if c.id in occurring
+        (c.title, np.array(c.colour) / 255) for c in label_set.foreground if c.id in occurring
     ]
     if IGNORE_ID in occurring:
-        entries.append(Patch(facecolor="white", edgecolor="0.3", linewidth=0.5, label="Unlabelled"))
-    if entries:
-        columns = 1 if len(entries) == 1 else 2
-        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.01), "borderaxespad": 0.2}
-        ax.legend(handles=entries, ncols=columns, **place)
+        entries.append(("Unlabelled", np.ones(3)))
+    return [
+        Patch(facecolor=colour, edgecolor="0.3", linewidth=0.5, label=title)
+        for title, colour in entries
+    ]
 
 
 def _round_length(length: float) -> float:

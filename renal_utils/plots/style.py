@@ -1,8 +1,8 @@
 """The look of every figure: fonts, colours, and figures small enough for a committed notebook.
 
 A figure of tissue as full-colour PNG takes 300 KB and more. In notebooks it is therefore stored
-with a palette of its own 256 colours, which looks the same at a third of the size, and with an
-alternative text made of its titles, for readers who cannot see it.
+with a palette of 256 colours chosen for it, which looks the same at a third of the size, and with
+an alternative text made of its titles, for readers who cannot see it.
 """
 
 import base64
@@ -11,13 +11,17 @@ import sys
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.spatial import cKDTree
 
-from renal_utils.labels import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from renal_utils.labels import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
-PALETTE_COLOURS = 256
+# Colours that a palette always holds, however small the legend that shows them.
+_CLASS_COLOURS = (BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW)
+_GREYS = tuple((grey, grey, grey) for grey in range(0, 256, 17))
 
 # Okabe and Ito's colours, those first that stand out on white; yellow is too pale for lines.
 SERIES_COLOURS = tuple(
@@ -62,14 +66,26 @@ def alternative_text(figure: Figure) -> str:
 
 
 def figure_png(figure: Figure) -> bytes:
-    """Return a figure as PNG with a palette of its own 256 colours."""
+    """Return a figure as PNG with a palette of 256 colours chosen for it."""
     drawn, stored = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", bbox_inches="tight", facecolor="white")
     drawn.seek(0)
     with Image.open(drawn) as image:
-        small = image.convert("RGB").quantize(PALETTE_COLOURS, dither=Image.Dither.NONE)
-    small.save(stored, format="png", optimize=True)
+        _quantise(image.convert("RGB")).save(stored, format="png", optimize=True)
     return stored.getvalue()
+
+
+def _quantise(image: Image.Image) -> Image.Image:
+    """Reduce an image to 256 colours, among them those of the classes, black, greys and white."""
+    fixed = np.array([*_CLASS_COLOURS, *_GREYS], np.uint8)
+    chosen = image.quantize(256 - len(fixed), dither=Image.Dither.NONE).getpalette()
+    palette = np.concatenate([fixed, np.array(chosen, np.uint8).reshape(-1, 3)])
+    # PIL's own search for the nearest colour is coarse: white would come out as some pale grey
+    colours, pixels = np.unique(np.asarray(image).reshape(-1, 3), axis=0, return_inverse=True)
+    nearest = cKDTree(palette).query(colours)[1].astype(np.uint8)
+    quantised = Image.fromarray(nearest[pixels].reshape(image.height, image.width))
+    quantised.putpalette(palette.ravel().tolist())
+    return quantised
 
 
 def _encode_figure(figure: Figure) -> tuple[str, dict[str, str]] | None:
