@@ -7,7 +7,7 @@ numbers in units of 1/``UNIT`` pixel; that bounds the error of an area mean by 0
 """
 
 import numpy as np
-from jaxtyping import Int, Int64, Shaped, UInt8
+from jaxtyping import Int64, Integer, UInt8
 
 UNIT = 4096
 
@@ -47,7 +47,7 @@ def area_mean(
 
 
 def _sums_between(
-    values: Int[np.ndarray, "n ..."], edges: Int64[np.ndarray, " k"]
+    values: Integer[np.ndarray, "n ..."], edges: Int64[np.ndarray, " k"]
 ) -> Int64[np.ndarray, "m ..."]:
     """Integrate ``values`` along the first axis between neighbouring edges; exact integers."""
     before = np.zeros((len(values) + 1, *values.shape[1:]), np.int64)
@@ -101,7 +101,7 @@ def _centres(start: int, count: int, ratio: float) -> Int64[np.ndarray, " n"]:
 
 
 def _blend(
-    values: Int[np.ndarray, "n ..."], positions: Int64[np.ndarray, " k"]
+    values: Integer[np.ndarray, "n ..."], positions: Int64[np.ndarray, " k"]
 ) -> Int64[np.ndarray, "k ..."]:
     whole, part = np.divmod(positions, UNIT)
     whole -= positions[0] // UNIT
@@ -112,12 +112,3 @@ def _blend(
 def nearest_indices(start: int, count: int, ratio: float) -> Int64[np.ndarray, " n"]:
     """Return the source pixel under the centre of each of ``count`` pixels."""
     return np.floor((np.arange(start, start + count) + 0.5) * ratio).astype(np.int64)
-
-
-def take_grid(
-    values: Shaped[np.ndarray, "H W C"],
-    columns: Int64[np.ndarray, " w"],
-    rows: Int64[np.ndarray, " h"],
-) -> Shaped[np.ndarray, "h w C"]:
-    """Return the pixels where the given rows and columns cross."""
-    return values[rows][:, columns]

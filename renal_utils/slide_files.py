@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer, Shaped, UInt8
 
 ENGINES = ("auto", "tifffile", "openslide", "image")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -55,7 +55,7 @@ class SlideSource(Protocol):
     palette: UInt8[np.ndarray, "256 3"] | None
     stated_mpp: tuple[float, str] | None
 
-    def tile(self, level: int, column: int, row: int) -> Integer[np.ndarray, "H W C"]:
+    def tile(self, level: int, column: int, row: int) -> Shaped[np.ndarray, "H W C"]:
         """Decode one tile, cut to the size of its level. Safe in several threads."""
 
     def close(self) -> None:

@@ -8,12 +8,12 @@ import errno
 import itertools
 import math
 import os
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ import tifffile
 from renal_utils.bandstore import BandStore
 from renal_utils.geometry import check_mpp
 from renal_utils.resampling import block_mean
-from renal_utils.runtime import atomic_path
 
 COMPRESSIONS = ("jpeg", "jpeg2000", "deflate", "none")
 KINDS = ("image", "labels", "probability")
@@ -36,7 +35,7 @@ def write_pyramid(
     rows: np.ndarray | Iterable[np.ndarray],
     *,
     size_px: tuple[int, int],
-    mpp: float | None = None,
+    mpp: float | int | None = None,
     tile_px: int = 512,
     compression: str | None = None,
     kind: str = "image",
@@ -73,10 +72,12 @@ def write_pyramid(
         raise ValueError(f"{path}: no rows were given, expected {size_px[1]}")
     plan = _Plan(path, size_px, tile_px, kind, compression or _DEFAULTS.get(kind, ""), first)
     plan.check(quality, mpp)
-    with _named_errors(path), atomic_path(path) as temporary, _spill_folder(path) as folder:
+    from renal_utils.runtime import atomic_path  # here, for it brings torch; reading needs none
+
+    with _named_errors(path), atomic_path(path) as temporary, ExitStack() as stack:
         bigtiff = plan.bytes_l0 * 4 / 3 > _BIG
         with tifffile.TiffWriter(temporary, bigtiff=bigtiff, ome=True) as tif:
-            _write_levels(tif, plan, itertools.chain([first], bands), folder, (quality, mpp))
+            _write_levels(tif, plan, itertools.chain([first], bands), stack, (quality, mpp))
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class _Plan:
             sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
         return sizes
 
-    def check(self, quality: int, mpp: float | None) -> None:
+    def check(self, quality: int, mpp: float | int | None) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"{self.path}: kind {self.kind!r} is not one of {KINDS}")
         if self.compression not in COMPRESSIONS:
@@ -121,7 +122,7 @@ class _Plan:
         if not 1 <= quality <= 100:
             raise ValueError(f"{self.path}: quality {quality} must lie within 1 to 100")
         if mpp is not None:
-            check_mpp(mpp, where=f"mpp for {self.path}")
+            check_mpp(float(mpp), where=f"mpp for {self.path}")
         self._check_pixels()
 
     def _check_pixels(self) -> None:
@@ -141,14 +142,18 @@ def _write_levels(
     tif: tifffile.TiffWriter,
     plan: _Plan,
     bands: Iterator[np.ndarray],
-    folder: Path,
-    options: tuple[int, float | None],
+    stack: ExitStack,
+    options: tuple[int, float | int | None],
 ) -> None:
     """Write level 0 from the bands, and each further level from what the one before left."""
     sizes, (quality, mpp) = plan.sizes_px, options
+    prefix = f".{plan.path.name}."
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix=prefix, dir=plan.path.parent)))
     for number, size in enumerate(sizes):
-        last = number == len(sizes) - 1
-        spill = None if last else _Spill(folder / f"{number + 1}.bands", sizes[number + 1], plan)
+        spill = None
+        if number + 1 < len(sizes):
+            spill = _Spill(folder / f"{number + 1}.bands", sizes[number + 1], plan)
+            stack.callback(spill.close)
         tiles = _tiles(_checked(bands, size, plan), plan, spill)
         tif.write(
             tiles,
@@ -271,14 +276,14 @@ def _encoding(plan: _Plan, quality: int) -> dict[str, Any]:
     return options
 
 
-def _resolution(mpp: float | None, downsample: int) -> dict[str, Any]:
+def _resolution(mpp: float | int | None, downsample: int) -> dict[str, Any]:
     if mpp is None:
         return {}
     per_centimetre = 1e4 / (mpp * downsample)
     return {"resolution": (per_centimetre, per_centimetre), "resolutionunit": "CENTIMETER"}
 
 
-def _ome(plan: _Plan, mpp: float | None) -> dict[str, Any]:
+def _ome(plan: _Plan, mpp: float | int | None) -> dict[str, Any]:
     """Return the OME metadata; the UUID is drawn from them, so that bytes repeat."""
     named = f"{plan.path.name} {plan.size_px} {plan.channels} {plan.kind} {mpp}"
     metadata: dict[str, Any] = {
@@ -290,12 +295,6 @@ def _ome(plan: _Plan, mpp: float | None) -> dict[str, Any]:
             metadata[f"PhysicalSize{axis}"] = mpp
             metadata[f"PhysicalSize{axis}Unit"] = "µm"
     return metadata
-
-
-@contextmanager
-def _spill_folder(path: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        yield Path(folder)
 
 
 @contextmanager

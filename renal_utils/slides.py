@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer, Shaped, UInt8
 
 from renal_utils import resampling
 from renal_utils.geometry import Box, check_mpp, scaled_size
@@ -72,7 +72,9 @@ _CACHE = TileCache()
 _NUMBERS = itertools.count()
 
 
-def open_slide(path: str | Path, *, mpp: float | None = None, engine: str = "auto") -> "Slide":
+def open_slide(
+    path: str | Path, *, mpp: float | int | None = None, engine: str = "auto"
+) -> "Slide":
     """Open a slide for reading in parts.
 
     Args:
@@ -100,7 +102,7 @@ class Slide:
         channels: Channels of a pixel, without transparency.
     """
 
-    def __init__(self, path: Path, mpp: float | None = None, engine: str = "auto") -> None:
+    def __init__(self, path: Path, mpp: float | int | None = None, engine: str = "auto") -> None:
         self.path, self.engine = path, engine
         self._given_mpp, self._number = mpp, next(_NUMBERS)
         self._source: SlideSource = open_source(path, engine)
@@ -117,11 +119,11 @@ class Slide:
         """Width and height at full resolution."""
         return self.levels[0].size_px
 
-    def at_downsample(self, downsample: float) -> "SlideView":
+    def at_downsample(self, downsample: float | int) -> "SlideView":
         """Return the slide at ``downsample`` level-0 pixels a pixel; below 1 enlarges."""
         return SlideView(self, float(downsample))
 
-    def at_mpp(self, mpp: float) -> "SlideView":
+    def at_mpp(self, mpp: float | int) -> "SlideView":
         """Return the slide at a scale in microns per pixel.
 
         Raises:
@@ -132,7 +134,7 @@ class Slide:
                 f"{self.path} does not say how many microns a pixel is; state it, "
                 "open_slide(path, mpp=...), or work at_downsample(...)"
             )
-        return self.at_downsample(check_mpp(mpp, where="at_mpp") / self.mpp)
+        return self.at_downsample(check_mpp(float(mpp), where="at_mpp") / self.mpp)
 
     def thumbnail(self, max_px: int = 1024) -> UInt8[np.ndarray, "H W 3"]:
         """Return the whole slide, its longer side at most ``max_px`` (and never enlarged)."""
@@ -159,13 +161,13 @@ class Slide:
 
     def _find_mpp(self) -> float | None:
         if self._given_mpp is not None:
-            return check_mpp(self._given_mpp, where=f"mpp given for {self.path}")
+            return check_mpp(float(self._given_mpp), where=f"mpp given for {self.path}")
         if self._source.stated_mpp is None:
             return None
         stated, origin = self._source.stated_mpp
         return check_mpp(stated, where=f"{self.path}, {origin}")
 
-    def _read_level(self, level: int, box: Box) -> Integer[np.ndarray, "H W C"]:
+    def _read_level(self, level: int, box: Box) -> Shaped[np.ndarray, "H W C"]:
         """Return pixels of one level; those outside it repeat its edge."""
         width, height = self.levels[level].size_px
         inside = Box(0, 0, width, height).intersection(box)
@@ -179,7 +181,7 @@ class Slide:
         rows = np.clip(np.arange(box.y, box.bottom), inside.y, inside.bottom - 1) - inside.y
         return pixels[rows][:, columns]
 
-    def _read_inside(self, level: int, box: Box) -> Integer[np.ndarray, "H W C"]:
+    def _read_inside(self, level: int, box: Box) -> Shaped[np.ndarray, "H W C"]:
         tile_width, tile_height = self.levels[level].tile_px
         pixels = np.empty((box.height, box.width, self.channels), self.dtype)
         for row in range(box.y // tile_height, (box.bottom - 1) // tile_height + 1):
@@ -192,7 +194,7 @@ class Slide:
                     ]
         return pixels
 
-    def _tile(self, level: int, column: int, row: int) -> Integer[np.ndarray, "H W C"]:
+    def _tile(self, level: int, column: int, row: int) -> Shaped[np.ndarray, "H W C"]:
         key = self._number, level, column, row
         return _CACHE.get(key, lambda: self._source.tile(level, column, row))
 
@@ -271,7 +273,7 @@ class SlideView:
             fill: Value outside the slide.
 
         Returns:
-            Values as stored: ``uint8`` for class maps, wider integers for object ids.
+            Values as stored: ``uint8`` for class maps and bits, wider integers for object ids.
 
         Raises:
             ValueError: If the size is not positive or the file has several channels.
@@ -281,7 +283,8 @@ class SlideView:
                 f"{self.slide.path} has {self.slide.channels} channels; a label image has one"
             )
         box = _region(xy_px, size_px)
-        labels = np.full((box.height, box.width), fill, self.slide.dtype)
+        dtype = np.uint8 if self.slide.dtype == np.bool_ else self.slide.dtype
+        labels = np.full((box.height, box.width), fill, dtype)
         for part in self._steps(box, self.downsample):
             labels[part.shifted(-box.x, -box.y).slices] = self._nearest(part)
         return labels
@@ -341,7 +344,8 @@ class SlideView:
         columns, rows = np.minimum(columns, width - 1), np.minimum(rows, height - 1)
         x, y = int(columns[0]), int(rows[0])
         region = Box(x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1)
-        return self.slide._read_level(0, region)[rows - y][:, columns - x, 0]
+        labels = self.slide._read_level(0, region)[rows - y][:, columns - x, 0]
+        return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
 
 
 def _region(xy_px: tuple[int, int], size_px: tuple[int, int]) -> Box:

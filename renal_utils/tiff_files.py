@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import imagecodecs
 import numpy as np
 import tifffile
-from jaxtyping import Integer, UInt8
+from jaxtyping import Shaped, UInt8
 
 from renal_utils.slide_files import Level
 
 _LARGEST_STRIP = 128 * 2**20  # decoded bytes that one read may cost
 _MAPPED_ROWS = 256  # an uncompressed image without tiles is read so many rows at a time
+_APERIO_JPEG2000 = (33003, 33004, 33005)  # 33003 is YCbCr whatever the tags say, 33005 RGB
 _SIDE_IMAGES = ("Thumbnail", "Label", "Macro", "Overview")
 _COARSEST_RESOLUTION = 20.0  # resolution tags that say more microns per pixel are a screen's
 _MICRONS = {"m": 1e6, "mm": 1e3, "cm": 1e4, "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "Å": 1e-4}
@@ -64,7 +66,7 @@ class TiffSource:
             Level(p.size_px, level_downsample(size, p.size_px), p.tile_px) for p in self._pages
         )
 
-    def tile(self, level: int, column: int, row: int) -> Integer[np.ndarray, "H W C"]:
+    def tile(self, level: int, column: int, row: int) -> Shaped[np.ndarray, "H W C"]:
         return self._pages[level].tile(column, row)
 
     def close(self) -> None:
@@ -99,7 +101,7 @@ class _TiledLevel:
     def __init__(self, pages: list[Any], file: _FileBytes, number: int) -> None:
         key = pages[0].keyframe
         self._pages, self._key, self._file, self._number = pages, key, file, number
-        self._decode = key.decode
+        self._decode = _decode_jpeg2000 if key.compression in _APERIO_JPEG2000 else key.decode
         self._codec = {"jpegtables": key.jpegtables, "jpegheader": key.jpegheader}
         self.size_px = (key.imagewidth, key.imagelength)
         tile = (key.tilewidth, key.tilelength) if key.is_tiled else (key.imagewidth, _rows(key))
@@ -110,7 +112,7 @@ class _TiledLevel:
         self.channels, self.dtype = self._colours, np.dtype(key.dtype.newbyteorder("="))
         self._check_segments()
 
-    def tile(self, column: int, row: int) -> Integer[np.ndarray, "H W C"]:
+    def tile(self, column: int, row: int) -> Shaped[np.ndarray, "H W C"]:
         index = row * self._grid[0] + column
         planes = range(min(self._planes, self._colours))
         parts = [
@@ -182,7 +184,7 @@ class _MappedLevel:
         if end > file.path.stat().st_size:
             raise ValueError(_cut_off(file.path, f"its pixels end at byte {end}"))
 
-    def tile(self, column: int, row: int) -> Integer[np.ndarray, "H W C"]:
+    def tile(self, column: int, row: int) -> Shaped[np.ndarray, "H W C"]:
         width, height = self.size_px
         rows = min(self.tile_px[1], height - row * self.tile_px[1])
         start, depth = row * self.tile_px[1] * width, 1 if self._first else self.channels
@@ -198,6 +200,11 @@ class _MappedLevel:
         if len(data) < count * size:
             raise ValueError(_cut_off(self._file.path, "rows are missing"))
         return np.frombuffer(data, self._dtype).astype(self.dtype, copy=False)
+
+
+def _decode_jpeg2000(data: bytes, index: int, **_: object) -> tuple[np.ndarray, int]:
+    """Decode without tifffile's look at the tag of subsampling, which Aperio leaves wrong."""
+    return imagecodecs.jpeg2k_decode(data)[None], index
 
 
 def level_downsample(size_l0: tuple[int, int], size_px: tuple[int, int]) -> float:
@@ -236,6 +243,8 @@ def _check_chain(tif: tifffile.TiffFile, path: Path) -> None:
     pointers = [int.from_bytes(handle.read(layout.offsetsize), _order(tif))]
     for page in tif.pages:
         pointers += page.subifds or ()
+        if page.subifds and not all(sub.dataoffsets for sub in page.pages):
+            raise ValueError(_cut_off(path, "a level lists no tiles"))
     if max(pointers) >= size:
         raise ValueError(_cut_off(path, f"a directory lies at byte {max(pointers)}"))
 
@@ -246,15 +255,21 @@ def _order(tif: tifffile.TiffFile) -> str:
 
 def _pyramid_series(tif: tifffile.TiffFile, path: Path) -> list[Any]:
     """Return the series or levels that make up the pyramid of the largest image, finest first."""
-    images = [one for one in tif.series if one.name not in _SIDE_IMAGES and "X" in one.axes]
+    images = [level for one in tif.series for level in one.levels if _may_be_slide(level)]
     if not images:
         raise ValueError(f"{path} holds no image; it has {[one.name for one in tif.series]}")
     base = max(images, key=lambda one: math.prod(_size(one)))
     _check_axes(base, path)
-    levels = list(base.levels)
-    if len(levels) == 1:
-        levels += [one for one in images if one is not base and _is_reduced(one, base)]
-    return sorted(levels, key=lambda one: -math.prod(_size(one)))
+    reduced = [one for one in images if _is_reduced(one, base)]
+    if tif.is_ome and len(base.levels) > 1:  # then other images are what they say: others
+        reduced = list(base.levels[1:])
+    by_size = {_size(one): one for one in reduced}
+    return [base, *sorted(by_size.values(), key=lambda one: -math.prod(_size(one)))]
+
+
+def _may_be_slide(series: Any) -> bool:
+    """Leave out side images; but what tifffile takes for a thumbnail is a level if it has tiles."""
+    return "X" in series.axes and (series.name not in _SIDE_IMAGES or series.keyframe.is_tiled)
 
 
 def _size(series: Any) -> tuple[int, int]:
