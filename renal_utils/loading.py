@@ -1,13 +1,13 @@
 """Loading: from a manifest's rows to batches of tensors, the same on any number of workers.
 
-All chance comes from integers: a sample depends on (seed, epoch, index, draw) and the order of
+All chance comes from integers: a sample depends on (seed, epoch, index, repeat) and the order of
 samples on (seed, epoch), never on a worker, a process or the clock. So a training that is resumed
 at epoch 7 sees the batches that it would have seen anyway.
 
 The epoch lives in one place, the dataset: ``dataset.set_epoch(7)``. The sampler looks there and
-has no ``set_epoch`` of its own, because Lightning Fabric calls such a method with its own count of
-iterations, which starts from 0 again after a resume. Workers are started anew at each epoch and
-so see the dataset as it is then.
+has no ``set_epoch`` of its own, because a loader that went through Lightning Fabric's
+``setup_dataloaders`` would call it with its own count of iterations, which starts from 0 again
+after a resume. Workers are started anew at each epoch and so see the dataset as it is then.
 """
 
 from collections.abc import Iterator
@@ -28,10 +28,10 @@ _BYTES_PER_PIXEL = 4  # RGB and a class id
 
 
 class Draw(NamedTuple):
-    """Which patch to load, and the how manyth time in this epoch: each time has its own chance."""
+    """Which row to load, and its how manyth repeat in this epoch: each has its own chance."""
 
-    index: int
-    draw: int = 0
+    row: int
+    repeat: int = 0
 
 
 class PatchDataset(Dataset[dict[str, Any]]):
@@ -96,10 +96,10 @@ class PatchDataset(Dataset[dict[str, Any]]):
         self.epoch = int(epoch)
 
     def __getitem__(self, which: int | tuple[int, int]) -> dict[str, Any]:
-        index, draw = which if isinstance(which, tuple) else (which, 0)
+        index, repeat = which if isinstance(which, tuple) else (which, 0)
         patch = self._patches[index]
         index %= len(self._patches)
-        rng = np.random.default_rng([self.seed, self.epoch, index, draw])
+        rng = np.random.default_rng([self.seed, self.epoch, index, repeat])
         image, labels = self._read(patch, self._place(patch, rng))
         image, labels = self.augmentation(image, labels, int(rng.integers(2**31)))
         target = torch.from_numpy(labels).to(torch.int64)
@@ -167,7 +167,7 @@ class PatchSampler:
         positive_share: float | int | None = None,
     ) -> None:
         self.dataset = dataset
-        self.seed, self.shuffle = seed, shuffle
+        self.seed, self.shuffle, self.positive_share = seed, shuffle, positive_share
         self.draws = len(dataset) if draws is None else draws
         everything = np.arange(len(dataset))
         self._pools = [(everything, self.draws)]
@@ -179,13 +179,13 @@ class PatchSampler:
 
     def __iter__(self) -> Iterator[Draw]:
         if not self.shuffle:
-            yield from (Draw(index) for index in range(len(self)))
+            yield from (Draw(row) for row in range(len(self)))
             return
         rng = np.random.default_rng([self.seed, self.dataset.epoch])
         order = np.concatenate([_deal(rng, pool, count) for pool, count in self._pools])
         if len(self._pools) > 1:
             order = rng.permutation(order)
-        yield from (Draw(index, draw) for index, draw in order.tolist())
+        yield from (Draw(row, repeat) for row, repeat in order.tolist())
 
     def _pools_by_truth(self, share: float) -> list[tuple[np.ndarray, int]]:
         """Divide the draws between patches with and without foreground."""
@@ -221,7 +221,7 @@ def make_loader(
     Without ``steps_per_epoch`` an epoch is every patch once; a shuffled one leaves out the
     incomplete last batch, since batch norm cannot learn from a single sample. With it, an epoch is
     that many full batches: patches come again (moved and augmented otherwise) once all others have
-    been drawn. Under DDP the draws are dealt out to the processes.
+    been drawn. Under ``torchrun``, ``training.fit`` deals each batch out to the processes.
 
     Args:
         dataset: What to load.
@@ -261,7 +261,7 @@ def make_loader(
 
 
 def _deal(rng: np.random.Generator, pool: Int[np.ndarray, " n"], count: int) -> np.ndarray:
-    """Return ``count`` pairs (index, draw): shuffled decks of the whole pool, one after another."""
+    """Return ``count`` pairs (row, repeat): shuffled decks of the whole pool, one after another."""
     decks = -(-count // len(pool))
     pairs = [np.column_stack([rng.permutation(pool), np.full(len(pool), d)]) for d in range(decks)]
     return np.concatenate(pairs)[:count]

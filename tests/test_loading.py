@@ -140,7 +140,7 @@ def test_a_shuffled_epoch_shows_each_patch_once_and_another_order_each_time(mani
     orders = []
     for epoch in range(3):
         dataset.set_epoch(epoch)
-        orders.append([draw.index for draw in sampler])
+        orders.append([draw.row for draw in sampler])
         assert sorted(orders[-1]) == list(range(40))
     assert orders[0] != orders[1] != orders[2]
 
@@ -158,7 +158,7 @@ def test_steps_per_epoch_draws_all_patches_about_equally_often_and_never_the_sam
     loader = make_loader(dataset, batch_size=8, shuffle=True, steps_per_epoch=17)
     draws = list(loader.sampler)
     assert len(loader) == 17 and len(draws) == 136 == len(set(draws))
-    counts = np.bincount([draw.index for draw in draws], minlength=40)
+    counts = np.bincount([draw.row for draw in draws], minlength=40)
     assert counts.min() == 3 and counts.max() == 4
 
 
@@ -175,7 +175,7 @@ def test_positive_share_balances_the_draws(manifest) -> None:
     options = {"batch_size": 10, "shuffle": True, "steps_per_epoch": 20}
     loader = make_loader(dataset, **options, positive_share=0.75)
     positive = manifest["positive_fraction"].to_numpy() > 0
-    drawn = np.array([positive[draw.index] for draw in loader.sampler])
+    drawn = np.array([positive[draw.row] for draw in loader.sampler])
     assert drawn.sum() == 150 and 0 < positive.mean() < 0.75
     assert not drawn[:150].all()  # mixed, not one kind after the other
 
@@ -235,7 +235,7 @@ def test_two_ddp_processes_share_the_draws_of_an_epoch(manifest) -> None:
         for rank in ranks:
             rank.set_epoch(17)  # Fabric's own count, which must not matter
         parts = [list(rank) for rank in ranks]
-        assert sorted(d.index for d in parts[0] + parts[1]) == list(range(40))
+        assert sorted(d.row for d in parts[0] + parts[1]) == list(range(40))
         shares[epoch] = parts[0]
     assert shares[0] != shares[1]
 
