@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
@@ -51,6 +52,7 @@ def use_course_style() -> None:
     """Set the course's fonts, sizes and colours; in a notebook also store figures small."""
     mpl.rcParams.update(_SETTINGS)
     if shell := _notebook_shell():
+        plt.switch_backend(mpl.get_backend())  # the backend, loaded later, would overrule us
         formatter = shell.display_formatter.formatters["image/png"]
         formatter.for_type(Figure, _encode_figure)
 
