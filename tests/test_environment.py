@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 # conda-forge's name where it is not PyPI's.
 CONDA_NAMES = {
-    "lightning-fabric": "lightning",  # conda-forge packs Fabric into it
+    "lightning-fabric": "pytorch-lightning",  # it brings the module lightning_fabric
     "matplotlib": "matplotlib-base",
     "opencv-python-headless": "py-opencv",
     "openslide-bin": "openslide",

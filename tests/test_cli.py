@@ -1,0 +1,250 @@
+import argparse
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from renal_utils import cli
+from renal_utils.checkpoints import CheckpointInfo, save_checkpoint
+from renal_utils.cli import choose_scale, find_layout, gather_parameters, main
+from renal_utils.notebooks import read_notebook
+from renal_utils.runtime import read_json
+from renal_utils.slides import open_slide, write_pyramid
+
+PARAMETERS = 'epochs = 3\nrate = 0.1\nname = "unet"\nfast = False'
+
+
+def _stderr(capsys) -> str:
+    return capsys.readouterr().err
+
+
+# run
+
+
+def _options(notebook, *pairs, file=None):
+    return argparse.Namespace(notebook=notebook, parameter=list(pairs), parameters_file=file)
+
+
+def test_typed_parameters_stand_over_those_of_the_file(small_notebook, tmp_path):
+    file = tmp_path / "full.yaml"
+    file.write_text("epochs: 9\nname: fcn\n")
+    pairs = (("epochs", "20"), ("rate", "1e-4"), ("fast", "true"))
+    given = gather_parameters(_options(small_notebook(PARAMETERS), *pairs, file=file))
+    assert given == {"epochs": 20, "name": "fcn", "rate": 1e-4, "fast": True}
+
+
+def test_a_run_writes_the_notebook_a_page_and_the_checked_numbers(small_notebook, tmp_path, capsys):
+    (tmp_path / "03.json").write_text('{"dice": [0.5, 1]}')
+    check = "from renal_utils.bands import check_bands\n_ = check_bands('03.json', dice=2 / 3)"
+    path = small_notebook(PARAMETERS, "print(epochs, rate)", check)
+    output = tmp_path / "out" / "made.ipynb"
+    command = ["run", str(path), "--output", str(output), "-p", "rate", "1e-4", "--html"]
+    assert main(command) == 0
+    assert "dice = 0.6667, band [0.5, 1]" in capsys.readouterr().out
+    assert "3 0.0001\n" in [o.text for c in read_notebook(output).cells for o in c.outputs]
+    assert "3 0.0001" in output.with_suffix(".html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("epoch", "5"), "did you mean 'epochs'"),
+        (("epochs", "1e1"), "takes a whole number like 3"),
+        (("epochs", "true"), "takes a whole number like 3"),
+        (("fast", "maybe"), "takes True or False"),
+        (("rate", "quick"), "takes a number like 0.1, not 'quick'"),
+    ],
+)
+def test_a_wrong_parameter_ends_with_one_line_and_code_2(small_notebook, capsys, pair, message):
+    path = small_notebook(PARAMETERS)
+    assert main(["run", str(path), "-p", *pair]) == 2
+    error = _stderr(capsys)
+    assert message in error
+    assert error.startswith("renal: ")
+    assert error.count("\n") == 1
+
+
+def test_a_failing_notebook_ends_with_code_1(small_notebook, tmp_path, capsys):
+    path = small_notebook(PARAMETERS, "1 / 0")
+    assert main(["run", str(path), "--output", str(tmp_path / "out.ipynb")]) == 1
+    assert "failed in code cell 2" in _stderr(capsys)
+
+
+def test_in_place_takes_no_parameters(small_notebook, capsys):
+    path = small_notebook(PARAMETERS)
+    assert main(["run", str(path), "--in-place", "-p", "epochs", "2"]) == 2
+    assert "takes no parameters" in _stderr(capsys)
+
+
+def test_a_folder_runs_whole_and_a_failure_does_not_stop_it(small_notebook, tmp_path, capsys):
+    (tmp_path / "01.json").write_text('{"dice": [0.5, 1]}')
+    check = "from renal_utils.bands import check_bands\n_ = check_bands('01.json', dice=0.75)"
+    small_notebook(PARAMETERS, "raise ValueError('no slide')", name="00_fail_early.ipynb")
+    small_notebook(PARAMETERS, check, name="01_check_band.ipynb")
+    small_notebook(PARAMETERS, "print('fine')", name="02_print_word.ipynb")
+    small_notebook(PARAMETERS, name="draft.ipynb")
+    folder = tmp_path / "course"
+    assert main(["run", str(tmp_path), "--output", str(folder), "--jobs", "2"]) == 1
+    assert "no slide" in _stderr(capsys)
+    table = pd.read_csv(folder / "results.csv")
+    assert list(table["notebook"]) == ["00_fail_early", "01_check_band", "02_print_word"]
+    assert list(table["status"]) == ["failed", "ok", "ok"]
+    checked = table.set_index("notebook").loc["01_check_band"]
+    assert (checked["number"], checked["value"], checked["inside"]) == ("dice", 0.75, True)
+    names = {path.name for path in folder.iterdir()}
+    assert {"00_fail_early.failed.ipynb", "01_check_band.html", "02_print_word.ipynb"} <= names
+    assert "00_fail_early.ipynb" not in names
+
+
+def test_a_number_outside_its_band_fails_the_folder(small_notebook, tmp_path):
+    (tmp_path / "01.json").write_text('{"dice": [0.8, 1]}')
+    check = "from renal_utils.bands import check_bands\n_ = check_bands('01.json', dice=0.75)"
+    small_notebook(PARAMETERS, check, name="01_check_band.ipynb")
+    assert main(["run", str(tmp_path), "--output", str(tmp_path / "course")]) == 1
+
+
+def test_a_page_can_be_read_without_a_network(small_notebook, tmp_path):
+    from renal_utils.course import write_html
+
+    page = tmp_path / "page.html"
+    write_html(small_notebook(PARAMETERS, "print(1)"), page)
+    scripts = [line for line in page.read_text().splitlines() if "<script" in line]
+    assert not [line for line in scripts if "http" in line and "mathjax" not in line.lower()]
+
+
+# data
+
+
+def test_a_layout_is_told_by_its_files(tmp_path):
+    for name, layout in (("images", "tiles"), ("train.csv", "hubmap"), ("archive.json", "drawn")):
+        (tmp_path / name).mkdir()
+        assert find_layout(tmp_path) == layout
+    (tmp_path / "other" / "train").mkdir(parents=True)
+    assert find_layout(tmp_path / "other") == "kpis"
+
+
+@pytest.mark.parametrize("name", ["absent", "empty"])
+def test_an_empty_folder_is_refused(tmp_path, capsys, name):
+    (tmp_path / "empty").mkdir()
+    assert main(["data", "check", str(tmp_path / name)]) == 2
+    assert f"{name} is no folder, or an empty one" in _stderr(capsys)
+
+
+@pytest.fixture
+def tile_folder(tmp_path):
+    from skimage.io import imsave
+
+    folder = tmp_path / "tiles"
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    lines = ["tile,x_l0,y_l0"]
+    for column in range(2):
+        imsave(folder / "images" / f"t{column}.png", rng.integers(0, 255, (64, 64, 3), np.uint8))
+        lines.append(f"t{column},{100 + 64 * column},50")
+    (folder / "tiles.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_data_set_is_described_in_one_line(tile_folder, capsys):
+    assert main(["data", "check", str(tile_folder)]) == 0
+    assert "tiles layout, 2 images (0 with truth) of 1 donors" in capsys.readouterr().out
+
+
+def test_tiles_are_put_together_again(tile_folder, tmp_path, capsys):
+    out = tmp_path / "slide.ome.tiff"
+    assert main(["data", "assemble", str(tile_folder), str(out), "--mpp", "0.5"]) == 0
+    assert "x=100, y=50" in capsys.readouterr().out
+    with open_slide(out) as slide:
+        assert slide.size_l0 == (128, 64)
+        assert slide.mpp == pytest.approx(0.5)
+
+
+# segment
+
+
+def _checkpoint(folder, **info):
+    from renal_utils.models.build import build_model
+
+    torch.manual_seed(0)
+    options = {"base_width": 4, "depth": 2}
+    model = build_model("unet", num_classes=1, **options)
+    path = folder / "tiny.safetensors"
+    save_checkpoint(path, model, CheckpointInfo(model="unet", options=options, **info))
+    return path
+
+
+def _slide(folder, mpp=None):
+    rng = np.random.default_rng(0)
+    path = folder / "slide.ome.tiff"
+    pixels = rng.integers(60, 200, (96, 128, 3), np.uint8)
+    write_pyramid(path, pixels, size_px=(128, 96), mpp=mpp, tile_px=64)
+    return path
+
+
+def test_a_slide_is_segmented_from_the_command_line(tmp_path, capsys):
+    checkpoint, slide = _checkpoint(tmp_path, patch_px=32, downsample=2.0), _slide(tmp_path)
+    command = ["segment", str(slide), "--checkpoint", str(checkpoint), "--device", "cpu"]
+    assert main([*command, "--out", str(tmp_path / "out"), "--mpp", "0.25"]) == 0
+    assert "glomerulus: " in capsys.readouterr().out
+    summary = read_json(tmp_path / "out" / "summary.json")
+    assert summary["downsample"] == 2.0
+    assert summary["mpp"] == pytest.approx(0.5)
+    with open_slide(tmp_path / "out" / "labels.ome.tiff") as labels:
+        assert labels.size_l0 == (64, 48)
+
+
+def test_a_network_of_a_physical_scale_wants_the_slides_own(tmp_path, capsys):
+    checkpoint, slide = _checkpoint(tmp_path, patch_px=32, mpp=1.0), _slide(tmp_path)
+    command = ["segment", str(slide), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o")]
+    assert main(command) == 2
+    error = _stderr(capsys)
+    assert "slide.ome.tiff does not state its scale" in error
+    assert "--mpp 0.5 states it" in error
+    assert not (tmp_path / "o").exists()
+    assert main([*command, "--mpp", "0.5"]) == 0
+    assert read_json(tmp_path / "o" / "summary.json")["downsample"] == pytest.approx(2.0)
+
+
+def test_the_scale_asked_for_goes_before_the_checkpoints(tmp_path):
+    with open_slide(_slide(tmp_path, mpp=0.25)) as slide:
+        assert choose_scale(CheckpointInfo("unet", mpp=1.0), slide, 3.0) == {"downsample": 3.0}
+        assert choose_scale(CheckpointInfo("unet", mpp=1.0), slide, None) == {"mpp": 1.0}
+        assert choose_scale(CheckpointInfo("unet", downsample=4), slide, None) == {
+            "downsample": 4.0
+        }
+
+
+@pytest.mark.parametrize("missing", ["slide", "checkpoint"])
+def test_a_missing_file_is_named(tmp_path, capsys, missing):
+    files = {"slide": _slide(tmp_path), "checkpoint": _checkpoint(tmp_path)}
+    files[missing] = files[missing].with_name("absent" + files[missing].suffix)
+    command = ["segment", str(files["slide"]), "--checkpoint", str(files["checkpoint"])]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "absent" in _stderr(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+# all verbs
+
+
+def test_a_stopped_run_says_so(monkeypatch, tmp_path, capsys):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_data_check", stop)
+    assert main(["data", "check", str(tmp_path)]) == 130
+    assert _stderr(capsys) == "renal: stopped\n"
+
+
+def test_debug_gives_the_traceback(tmp_path):
+    with pytest.raises(ValueError, match="no folder"):
+        main(["--debug", "data", "check", str(tmp_path / "absent")])
+
+
+@pytest.mark.parametrize("verb", [[], ["data"], ["data", "draw"], ["run"], ["segment"]])
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*verb, "--help"])
+    assert stop.value.code == 0
+    assert "usage: renal" in capsys.readouterr().out
