@@ -35,8 +35,9 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         settings["devices"], settings["num_nodes"] = local, int(os.environ["WORLD_SIZE"]) // local
-        # Encoders of pretrained networks may hold layers that a segmentation never uses.
-        settings["strategy"] = DDPStrategy(find_unused_parameters=True)
+        # Encoders of pretrained networks hold layers that a segmentation never uses; DDP allows
+        # that where the same ones are used in each step.
+        settings["strategy"] = DDPStrategy(static_graph=True)
     fabric = Fabric(precision=pick_precision(precision, found), **settings)
     fabric.launch()
     return fabric

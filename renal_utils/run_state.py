@@ -118,7 +118,7 @@ def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Pa
 
 
 def describe_data(loader: Any) -> dict[str, Any]:
-    """Return what tells one loader's data from another's: its size, and its manifest if it has one.
+    """Return what tells one loader's data from another's: sizes, seeds, and a manifest's hash.
 
     Folders do not count, so that a training may move to another machine with its data.
     """
@@ -126,7 +126,9 @@ def describe_data(loader: Any) -> dict[str, Any]:
     described: dict[str, Any] = {
         "batches": len(loader),
         "batch_size": getattr(loader, "batch_size", None),
-        "patches": len(dataset) if dataset is not None else None,
+        "dataset": plain_settings(dataset),
+        "sampler": plain_settings(getattr(loader, "sampler", None)),
+        "augmentation": getattr(getattr(dataset, "augmentation", None), "name", None),
     }
     manifest = getattr(dataset, "manifest", None)
     if manifest is not None:
@@ -134,6 +136,18 @@ def describe_data(loader: Any) -> dict[str, Any]:
         text = kept.to_csv(index=False, float_format="%.9g")
         described["manifest"] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return described
+
+
+def plain_settings(thing: Any) -> dict[str, Any]:
+    """Return the numbers and words among an object's public attributes, such as its seed."""
+    passing = ("epoch", "training")  # these change while it is used
+    return {
+        name: value
+        for name, value in getattr(thing, "__dict__", {}).items()
+        if isinstance(value, (bool, int, float, str))
+        and not name.startswith("_")
+        and name not in passing
+    }
 
 
 def trained_names(modules: Mapping[str, nn.Module]) -> list[str]:

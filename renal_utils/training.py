@@ -33,7 +33,14 @@ from renal_utils.checkpoints import (
 )
 from renal_utils.distributed import deal_batches, share_buffers
 from renal_utils.labels import LabelSet
-from renal_utils.run_state import RESUME_NAME, RunState, describe_data, load_run, save_run
+from renal_utils.run_state import (
+    RESUME_NAME,
+    RunState,
+    describe_data,
+    load_run,
+    plain_settings,
+    save_run,
+)
 from renal_utils.runtime import atomic_path, provenance
 from renal_utils.training_plan import HISTORY_NAME, History, TrainingPlan, read_history
 from renal_utils.training_step import (
@@ -136,7 +143,7 @@ def _validate(trainee: Trainee, loader: Loader, label_set: LabelSet) -> dict[str
     return row | {"val_seconds": round(time.perf_counter() - start, 3)}
 
 
-def _judge(state: RunState, row: dict[str, float], plan: TrainingPlan) -> RunState:
+def _judge(state: RunState, row: dict[str, Any], plan: TrainingPlan) -> RunState:
     """Return the state after an epoch: whether it was the best, and for how long none was."""
     state = replace(state, rows=(*state.rows, row))
     if plan.monitor not in row:
@@ -193,13 +200,12 @@ def _identity(
 ) -> dict[str, Any]:
     """Return what makes this training this one and no other, as plain values."""
     loss = trainee.bare["loss"]
-    settings = {k: v for k, v in vars(loss).items() if isinstance(v, (bool, int, float, str))}
     kept = ("model", "options", "in_channels", "num_classes", "label_set", "downsample", "patch_px")
     return {
         "plan": {k: v for k, v in asdict(trainee.plan).items() if k not in ("device", "precision")},
         "precision": trainee.precision,
         "network": {name: getattr(info, name) for name in kept},
-        "loss": {"name": type(loss).__name__, **settings, "training": None},
+        "loss": {"name": type(loss).__name__, **plain_settings(loss)},
         "train_data": describe_data(train_loader),
         "val_data": describe_data(val_loader),
     }

@@ -88,7 +88,7 @@ def begin_epoch(seed: int, epoch: int, loader: Any) -> None:
             getattr(loader, part).set_epoch(epoch)
 
 
-def train_epoch(trainee: Trainee, loader: Any, epoch: int, bar: Bar) -> dict[str, float]:
+def train_epoch(trainee: Trainee, loader: Any, epoch: int, bar: Bar) -> dict[str, Any]:
     """Take one step a batch and return the epoch's row of the history."""
     start, losses, norms, plan = time.perf_counter(), [], [], trainee.plan
     trainee.model.train()

@@ -18,6 +18,7 @@ from renal_utils.labels import LabelSet
 from renal_utils.metrics.pixel import (
     PixelConfusion,
     ThresholdCounts,
+    best_threshold,
     class_ids,
     probabilities_of,
     scores,
@@ -163,8 +164,8 @@ def _summarise(counts: Mapping[str, Metric], label_set: LabelSet) -> dict[str, f
         for name in ("dice", "iou", "precision", "recall")
     }
     if "thresholds" in counts:
-        at = counts["thresholds"].compute()
-        return {**row, "val_best_dice": at.best_dice, "val_threshold": at.best_threshold}
+        threshold, dice = best_threshold(counts["thresholds"].compute())
+        return {**row, "val_best_dice": dice, "val_threshold": threshold}
     return row | {f"val_dice_{c.name}": float(found.dice[c.id]) for c in label_set.foreground}
 
 
