@@ -164,9 +164,9 @@ def jitter_stain(
     mixed = np.linalg.inv(vectors) * scale @ vectors
     affine = np.column_stack([mixed.T, shift @ vectors]) * -np.log(10)
     affine[:, 3] += np.log(256)
-    # 256 * 10^-OD - 1, rounded and clipped: cv2 does the three steps without large temporaries
-    exponent = cv2.transform(cv2.LUT(rgb, _DENSITY), affine.astype(np.float32))
-    return cv2.add(cv2.exp(exponent), (-1.0, -1.0, -1.0, 0.0), dtype=cv2.CV_8U)
+    values = np.exp(cv2.transform(cv2.LUT(rgb, _DENSITY), affine.astype(np.float32)))
+    values -= 0.5  # minus 1 as in density_to_rgb, plus a half since the cast below cuts off
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
 def tissue_mask(

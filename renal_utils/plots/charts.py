@@ -156,8 +156,8 @@ def plot_size_distribution(
     colours = {} if group is None else {"palette": _group_colours(table[group].nunique())}
     lines = {} if group is None else {"fill": False, "linestyle": "-"}
     sns.histplot(table, x=value, hue=group, ax=ax, element="step", **colours, **lines)
-    if group is not None:
-        ax.get_legend().set(title=_words(group), frame_on=False)
+    if group is not None and (legend := ax.get_legend()):
+        legend.set(title=_words(group), frame_on=False)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel=xlabel or _words(value), ylabel="Objects")
     ax.set_title(title)

@@ -71,14 +71,21 @@ def plot_overlay(
     small, ids = _shrink(rgb), _shrink_labels(labels)
     painted = _outline(small, ids, label_set) if outline else _fill(small, ids, label_set)
     entries = _legend_entries(_occurring(labels, label_set), label_set)
-    own_figure = ax is None
-    ax = _draw(painted, labels.shape, mpp=mpp, title=title, ax=ax)
-    if own_figure:  # room for the legend, so that it does not squeeze the picture
-        width, height = ax.figure.get_size_inches()
-        ax.figure.set_size_inches(max(width, 3.6), height + 0.22 * -(-len(entries) // 2))
+    if ax is None:  # room for the legend, so that it does not squeeze the picture
+        width, height = _figure_size(labels.shape[1], labels.shape[0])
+        legend_rows = -(-len(entries) // 2)
+        ax = plt.subplots(figsize=(max(width, 3.6), height + 0.22 * legend_rows))[1]
+    _draw(painted, labels.shape, mpp=mpp, title=title, ax=ax)
     if entries:
-        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.01), "borderaxespad": 0.2}
-        ax.legend(handles=entries, ncols=min(2, len(entries)), **place)
+        columns = min(2, len(entries))
+        corner = (0, -0.01)
+        ax.legend(
+            handles=entries,
+            ncols=columns,
+            loc="upper left",
+            bbox_to_anchor=corner,
+            borderaxespad=0.2,
+        )
     return ax
 
 
@@ -264,15 +271,18 @@ def _outline(image: RgbImage, ids: UInt8[np.ndarray, "H W"], label_set: LabelSet
 
 
 def _legend_entries(occurring: Sequence[int], label_set: LabelSet) -> list[Patch]:
-    entries = [
-        (c.title, np.array(c.colour) / 255) for c in label_set.foreground if c.id in occurring
-    ]
+    entries = [(c.title, _unit_rgb(c.colour)) for c in label_set.foreground if c.id in occurring]
     if IGNORE_ID in occurring:
-        entries.append(("Unlabelled", np.ones(3)))
+        entries.append(("Unlabelled", (1.0, 1.0, 1.0)))
     return [
         Patch(facecolor=colour, edgecolor="0.3", linewidth=0.5, label=title)
         for title, colour in entries
     ]
+
+
+def _unit_rgb(colour: tuple[int, int, int]) -> tuple[float, float, float]:
+    red, green, blue = colour
+    return red / 255, green / 255, blue / 255
 
 
 def _round_length(length: float) -> float:

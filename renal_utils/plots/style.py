@@ -30,7 +30,7 @@ SERIES_COLOURS = tuple(
 )
 _STYLES = ("-", "--", "-.", ":", "-", "--")
 
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "figure.figsize": (5.2, 3.6),
     "figure.dpi": 88,
     "figure.constrained_layout.use": True,
