@@ -102,8 +102,7 @@ class BandStore:
         end = self._end
         try:
             self._file.seek(end)
-            self._file.write(record)
-            self._file.flush()
+            _write_all(self._file, record)
         except OSError:
             self._cut(end)
             raise
@@ -192,8 +191,7 @@ class BandStore:
         if found != wanted and wanted.startswith(found):  # new, or killed within the header
             self._cut(0)
             self._file.seek(0)
-            self._file.write(wanted)
-            self._file.flush()
+            _write_all(self._file, wanted)
         elif found != wanted:
             raise ValueError(
                 f"{self.path}: {_describe(found, key)}, expected {self.width_px} "
@@ -232,10 +230,19 @@ class BandStore:
 
 
 def open_for_update(path: Path) -> BinaryIO:
-    """Open a file for reading and writing, making it if it is absent."""
-    return os.fdopen(
-        os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "rb+"
-    )
+    """Open a file for reading and writing, making it if it is absent.
+
+    Unbuffered, so that what a full disk refuses is not tried again by a later read or close.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "rb+", buffering=0)
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """Write all of ``data``; an unbuffered file may take a part of it at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _pack(rows: int, payload: list[bytes]) -> bytes:

@@ -7,6 +7,7 @@ folder that has it is whole. Between the two, finished rows wait in ``rows.bands
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,7 @@ def claim_folder(folder: str | Path, made_from: Mapping[str, Any], *, resume: bo
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".*.partial*"):
-        leftover.unlink(missing_ok=True)
+    _clear_leftovers(folder)
     if not resume:
         for name in _OWN:
             (folder / name).unlink(missing_ok=True)
@@ -74,6 +74,16 @@ def content_key(made_from: Mapping[str, Any]) -> str:
     """Return a short hash of what a run is made from."""
     text = json.dumps(made_from, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed run left: hidden, and named after a result."""
+    for name in _OWN:
+        for leftover in folder.glob(f".{Path(name).stem}.*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
 
 def _check_same(folder: Path, made_from: Mapping[str, Any]) -> None:
