@@ -6,7 +6,7 @@
 - ``label_sources``: the truth of a record, whatever its kind, as class ids of a window.
 """
 
-from renal_utils.label_sources import LabelSource, open_labels
+from renal_utils.label_sources import LabelSource, check_truths, open_labels
 from renal_utils.polygon_files import read_monuseg_xml, read_polygons, write_geojson
 from renal_utils.polygons import (
     PolygonObject,
@@ -30,6 +30,7 @@ __all__ = [
     "PolygonObject",
     "RunLengths",
     "check_rle",
+    "check_truths",
     "decode_rle",
     "encode_rle",
     "instances_to_polygons",

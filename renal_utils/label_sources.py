@@ -6,7 +6,7 @@ full-resolution pixel under its centre, so labels are never blurred; pixels outs
 ``IGNORE_ID``. Run-length tables, polygons and tiled TIFFs are never held as a whole mask.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from renal_utils.records import ImageRecord
 from renal_utils.rle import parse_rle, read_rle_table
 from renal_utils.slides import Slide, open_slide
 
+SHOWN_PROBLEMS = 20
 _TIFF_SUFFIXES = (".tif", ".tiff", ".svs")
 
 
@@ -97,6 +98,26 @@ def open_labels(record: ImageRecord) -> LabelSource:
     label_set = get_label_set(record.label_set)
     sampler = _OPENERS[record.truth_kind](record, size_l0, label_set)
     return LabelSource(record, size_l0, label_set, sampler)
+
+
+def check_truths(records: Iterable[ImageRecord]) -> int:
+    """Open every image and its truth, and return how many there were.
+
+    Raises:
+        ValueError: If any do not fit; the message lists each of them, up to ``SHOWN_PROBLEMS``.
+        FileNotFoundError: If an image is not there.
+    """
+    count, problems = 0, []
+    for record in records:
+        count += 1
+        try:
+            open_labels(record).close()
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        shown = "\n".join(f"- {problem}" for problem in problems[:SHOWN_PROBLEMS])
+        raise ValueError(f"{len(problems)} of {count} images or truths do not fit:\n{shown}")
+    return count
 
 
 def _open_nothing(record: ImageRecord, size_l0: tuple[int, int], label_set: LabelSet) -> NoSampler:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from shapely import box
 
-from renal_utils.label_sources import open_labels
+from renal_utils.label_sources import check_truths, open_labels
 from renal_utils.labels import FOUR_TISSUES, IGNORE_ID
 from renal_utils.polygon_files import write_geojson
 from renal_utils.polygons import PolygonObject
@@ -83,8 +83,11 @@ def test_ids_that_the_label_set_lacks_are_refused(image, suffix):
     pixels = np.zeros((30, 40), np.uint8)
     pixels[3, 4], pixels[5, 5], pixels[6, 6] = 1, 7, IGNORE_ID
     truth = save(image.with_name(f"m{suffix}"), pixels)
-    with pytest.raises(ValueError, match=rf"m\{suffix} holds values \[7\]"):
-        open_labels(record(image, "label_image", truth)).read((0, 0), (40, 30))
+    with (
+        pytest.raises(ValueError, match=rf"m\{suffix} holds values \[7\]"),
+        open_labels(record(image, "label_image", truth)) as source,
+    ):
+        source.read((0, 0), (40, 30))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])
@@ -144,3 +147,13 @@ def test_aperio_xml_is_read_as_outlines(image):
     truth.write_text(f"<A><Regions><Region><Vertices>{corners}</Vertices></Region></Regions></A>")
     labels = open_labels(record(image, "polygons", truth, "nuclei")).read((0, 0), (40, 30))
     assert labels.sum() == 64
+
+
+def test_check_lists_every_truth_that_does_not_fit(image):
+    good = save(image.with_name("good.png"), np.zeros((30, 40), np.uint8))
+    save(image.with_name("small.png"), np.zeros((20, 40), np.uint8))
+    fine = [record(image, "label_image", good)] * 2
+    assert check_truths(fine) == 2
+    broken = [record(image, "label_image", image.with_name(n)) for n in ("small.png", "gone.png")]
+    with pytest.raises(ValueError, match=r"2 of 4 images(.|\n)*small\.png(.|\n)*gone\.png"):
+        check_truths(fine + broken)

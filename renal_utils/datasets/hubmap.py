@@ -53,7 +53,7 @@ def read_hubmap(
         ValueError: If a table lacks a column, a slide listed is not there, a slide there is not
             listed, or a slide has no patient; the message names the file and the remedy.
     """
-    folder = Path(folder)
+    folder, mpp = Path(folder), None if mpp is None else float(mpp)
     if truth not in TRUTHS:
         raise ValueError(f"truth {truth!r} is not one of {TRUTHS}")
     table = folder / "train.csv"

@@ -42,14 +42,15 @@ _SLIDE_SUFFIXES = (".tif", ".tiff")
 def read_kpis(
     folder: str | Path,
     *,
-    images: str = "patches",
+    images: str = "auto",
     mpp: float | int | Mapping[str, float] | None = None,
 ) -> list[ImageRecord]:
     """Read the patches or the slides of a folder.
 
     Args:
         folder: Holds the splits, or, in the container's layout, the groups.
-        images: "patches" (Task 1) or "slides" (Task 2).
+        images: "patches" (Task 1), "slides" (Task 2), or "auto": patches, and slides where there
+            are no patches.
         mpp: Microns per pixel of the files read, one number or one for each group.
 
     Returns:
@@ -61,23 +62,23 @@ def read_kpis(
             while others of its case have theirs, or a mask its image; the message names it.
     """
     folder = Path(folder)
-    if images not in _LAYOUTS:
-        raise ValueError(f"images {images!r} is not one of {tuple(_LAYOUTS)}")
-    read_group, layout = _LAYOUTS[images]
-    records: list[ImageRecord] = []
-    for group_folder, split in _group_folders(folder):
-        group = _group_name(group_folder)
-        scale = mpp.get(group) if isinstance(mpp, Mapping) else mpp
-        records += [
-            replace(record, group=group, split=split, mpp=scale)
+    if images not in ("auto", *_LAYOUTS):
+        raise ValueError(f"images {images!r} is not one of {('auto', *_LAYOUTS)}")
+    wanted = _LAYOUTS if images == "auto" else {images: _LAYOUTS[images]}
+    for read_group, _ in wanted.values():
+        records = [
+            replace(record, group=group, split=split, mpp=_scale(mpp, group))
+            for group_folder, group, split in _group_folders(folder)
             for record in read_group(group_folder)
         ]
-    if not records:
-        raise ValueError(
-            f"{folder}: no {images} found; expected {layout}, with groups {', '.join(GROUPS)}"
-        )
-    _refuse_twice(records)
-    return records
+        if records:
+            _refuse_twice(records)
+            return records
+    layouts = ", or ".join(layout for _, layout in wanted.values())
+    raise ValueError(
+        f"{folder}: no {' or '.join(wanted)} found; expected {layouts}, with groups "
+        f"{', '.join(GROUPS)}"
+    )
 
 
 def clean_case(case: str) -> str:
@@ -131,15 +132,20 @@ _LAYOUTS: Mapping[str, tuple[Callable[[Path], list[ImageRecord]], str]] = {
 }
 
 
-def _group_folders(folder: Path) -> list[tuple[Path, str]]:
-    """Return each group's folder with its split; "" in the container's layout."""
+def _group_folders(folder: Path) -> list[tuple[Path, str, str]]:
+    """Return each group's folder, its group and split; "" in the container's layout."""
     found = []
     for child in _subfolders(folder):
         if split := SPLITS.get(child.name.lower()):
-            found += [(group_folder, split) for group_folder in _subfolders(child)]
+            found += [(inner, _group_name(inner), split) for inner in _subfolders(child)]
         else:
-            found.append((child, ""))
+            found.append((child, _group_name(child), ""))
     return found
+
+
+def _scale(mpp: float | int | Mapping[str, float] | None, group: str) -> float | None:
+    value = mpp.get(group) if isinstance(mpp, Mapping) else mpp
+    return None if value is None else float(value)
 
 
 def _group_name(folder: Path) -> str:

@@ -9,7 +9,7 @@ folder by position, never at random, and claim nothing about other people.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ def read_tiles(
             label_set=label_set,
             donor=folder.resolve().name if donor is None else donor,
             group=group,
-            mpp=mpp,
+            mpp=None if mpp is None else float(mpp),
             x_l0=places[name][0],
             y_l0=places[name][1],
         )
@@ -87,7 +87,8 @@ def assemble_slide(
 
     The slide's left top corner is the smallest ``x_l0`` and ``y_l0``. Where no tile lies the slide
     is white and its labels are ``IGNORE_ID``. Bands of rows are written as they come, so the whole
-    slide is never in memory. Where tiles overlap the lower one in ``tiles.csv`` wins.
+    slide is never in memory. Where tiles overlap the one whose name sorts later
+    wins.
 
     Args:
         folder: Tiles with a ``tiles.csv``.
@@ -106,29 +107,18 @@ def assemble_slide(
     folder, out_path = Path(folder), Path(out_path)
     if not (folder / "tiles.csv").is_file():
         raise ValueError(f"{folder}: no tiles.csv (tile,x_l0,y_l0), so the places are not known")
-    records = read_tiles(folder, label_set=label_set, truth=truth, mpp=mpp)
-    tiles = [_place_tile(record) for record in records]
-    origin = min(t.x_l0 for t in tiles), min(t.y_l0 for t in tiles)
-    size = max(t.right for t in tiles) - origin[0], max(t.bottom for t in tiles) - origin[1]
-    labelled = records[0].truth_kind != "none"
-    labels_path = _labels_path(out_path) if labelled else None
-    if labels_path is not None:
-        bands = _bands(tiles, origin, size, labels=True)
-        write_pyramid(
-            labels_path, bands, size_px=size, mpp=mpp, compression="deflate", kind="labels"
-        )
-    bands = _bands(tiles, origin, size, labels=False)
-    write_pyramid(out_path, bands, size_px=size, mpp=mpp, compression=compression, kind="image")
-    return ImageRecord(
+    mosaic = _Mosaic.of(read_tiles(folder, label_set=label_set, truth=truth, mpp=mpp))
+    if labelled := mosaic.tiles[0].record.truth_kind != "none":
+        mosaic.write(_labels_path(out_path), labels=True)
+    mosaic.write(out_path, compression=compression)
+    return replace(
+        mosaic.tiles[0].record,
         image_id=_plain_stem(out_path),
         image_path=out_path,
         truth_kind="label_image" if labelled else "none",
-        truth_path=labels_path,
-        label_set=label_set,
-        donor=records[0].donor,
-        mpp=mpp,
-        x_l0=origin[0],
-        y_l0=origin[1],
+        truth_path=_labels_path(out_path) if labelled else None,
+        x_l0=mosaic.origin_l0[0],
+        y_l0=mosaic.origin_l0[1],
     )
 
 
@@ -151,33 +141,56 @@ class _Tile:
             return slide.at_downsample(1.0).read((0, 0), size)
 
 
-def _place_tile(record: ImageRecord) -> _Tile:
-    with open_slide(record.image_path) as slide:
-        width, height = slide.size_l0
-    x, y = record.x_l0, record.y_l0
-    return _Tile(record, x, y, x + width, y + height)
+@dataclass(frozen=True)
+class _Mosaic:
+    """All tiles of a slide; where they overlap the later one wins."""
 
+    tiles: list[_Tile]
+    origin_l0: tuple[int, int]
+    size_px: tuple[int, int]
 
-def _bands(
-    tiles: list[_Tile], origin_l0: tuple[int, int], size: tuple[int, int], *, labels: bool
-) -> Iterator[UInt8[np.ndarray, "h w *channels"]]:
-    """Yield the slide from top to bottom; a tile is read when reached and then forgotten."""
-    held: dict[str, np.ndarray] = {}
-    shape, empty = ((), IGNORE_ID) if labels else ((3,), 255)
-    for top in range(0, size[1], BAND_PX):
-        band = np.full((min(BAND_PX, size[1] - top), size[0], *shape), empty, np.uint8)
-        y0, y1 = top + origin_l0[1], top + origin_l0[1] + len(band)
-        for tile in tiles:
-            if tile.y_l0 < y1 and tile.bottom > y0:
-                if tile.record.image_id not in held:
-                    held[tile.record.image_id] = tile.read(labels=labels)
-                pixels = held[tile.record.image_id]
-                first, last = max(tile.y_l0, y0), min(tile.bottom, y1)
-                x = slice(tile.x_l0 - origin_l0[0], tile.right - origin_l0[0])
-                band[first - y0 : last - y0, x] = pixels[first - tile.y_l0 : last - tile.y_l0]
-            if tile.bottom <= y1:
-                held.pop(tile.record.image_id, None)
-        yield band
+    @classmethod
+    def of(cls, records: list[ImageRecord]) -> "_Mosaic":
+        tiles = []
+        for record in records:
+            with open_slide(record.image_path) as slide:
+                width, height = slide.size_l0
+            x, y = record.x_l0, record.y_l0
+            tiles.append(_Tile(record, x, y, x + width, y + height))
+        x, y = min(t.x_l0 for t in tiles), min(t.y_l0 for t in tiles)
+        size = max(t.right for t in tiles) - x, max(t.bottom for t in tiles) - y
+        return cls(tiles, (x, y), size)
+
+    def write(self, path: Path, *, labels: bool = False, compression: str | None = None) -> None:
+        write_pyramid(
+            path,
+            self.bands(labels=labels),
+            size_px=self.size_px,
+            mpp=self.tiles[0].record.mpp,
+            compression=compression,
+            kind="labels" if labels else "image",
+        )
+
+    def bands(self, *, labels: bool) -> Iterator[UInt8[np.ndarray, "h w *channels"]]:
+        """Yield the slide from top to bottom; a tile is read when reached and then forgotten."""
+        held: dict[str, np.ndarray] = {}
+        shape, empty = ((), IGNORE_ID) if labels else ((3,), 255)
+        (x0, y0), (width, height) = self.origin_l0, self.size_px
+        for top in range(y0, y0 + height, BAND_PX):
+            bottom = min(top + BAND_PX, y0 + height)
+            band = np.full((bottom - top, width, *shape), empty, np.uint8)
+            for tile in (t for t in self.tiles if t.y_l0 < bottom and t.bottom > top):
+                name = tile.record.image_id
+                pixels = held[name] if name in held else tile.read(labels=labels)
+                held[name] = pixels
+                rows = slice(max(tile.y_l0, top), min(tile.bottom, bottom))
+                place = slice(rows.start - top, rows.stop - top)
+                band[place, tile.x_l0 - x0 : tile.right - x0] = pixels[
+                    rows.start - tile.y_l0 : rows.stop - tile.y_l0
+                ]
+                if tile.bottom <= bottom:
+                    del held[name]
+            yield band
 
 
 def _images(folder: Path) -> dict[str, Path]:
