@@ -56,10 +56,10 @@ class TileCache:
                 self.bytes_held -= self._tiles.popitem(last=False)[1].nbytes
         return tile
 
-    def forget(self, owner: int) -> None:
-        """Drop the tiles of one slide, those whose keys begin with its number."""
+    def forget(self, owner: int, *, keep: Callable[[tuple], bool] = lambda key: False) -> None:
+        """Drop the tiles of one slide, those whose keys begin with its number, but for some."""
         with self._locked():
-            for key in [key for key in self._tiles if key[0] == owner]:
+            for key in [key for key in self._tiles if key[0] == owner and not keep(key)]:
                 self.bytes_held -= self._tiles.pop(key).nbytes
 
     def _locked(self) -> Any:
@@ -288,6 +288,15 @@ class SlideView:
         for part in self._steps(box, self.downsample):
             labels[part.shifted(-box.x, -box.y).slices] = self._nearest(part)
         return labels
+
+    def forget_above(self, y_px: int) -> None:
+        """Drop decoded tiles that lie above row ``y_px``, for readers that go down a slide once.
+
+        Keeps memory the same for slides of any height, and does not change what is read.
+        """
+        tile_height = self.slide.levels[self._level].tile_px[1]
+        first = int(y_px * self._ratio) // tile_height
+        _CACHE.forget(self.slide._number, keep=lambda key: key[1] != self._level or key[3] >= first)
 
     def _read(self, box: Box, fill: int) -> UInt8[np.ndarray, "H W C"]:
         palette = self.slide._source.palette

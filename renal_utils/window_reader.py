@@ -41,7 +41,10 @@ def find_tissue(slide: Slide) -> tuple[Bool[np.ndarray, "H W"], float]:
     view = slide.at_downsample(downsample)
     width, height = view.size_px
     rows = max(1, round(CHUNK_PX / downsample))
-    strips = [view.read((0, y), (width, min(rows, height - y))) for y in range(0, height, rows)]
+    strips = []
+    for y in range(0, height, rows):
+        strips.append(view.read((0, y), (width, min(rows, height - y))))
+        view.forget_above(y + rows)
     return _grown(tissue_mask(np.concatenate(strips))), view.downsample
 
 
@@ -108,6 +111,7 @@ class _RowChunks:
         chunk = np.empty((CHUNK_PX, width, 3), np.uint8)
         for left, right in self._columns(top):
             chunk[:, left:right] = self._view.read((left, top), (right - left, CHUNK_PX))
+        self._view.forget_above(top + CHUNK_PX)
         return chunk
 
     def _columns(self, top: int) -> list[tuple[int, int]]:
