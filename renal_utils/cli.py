@@ -61,6 +61,9 @@ def _add_data(verbs: Any) -> None:
     draw = actions.add_parser("draw", help="draw the course's archive of synthetic slides")
     draw.add_argument("--out", type=Path, help=f"folder (default: {DRAWN} of the project)")
     draw.add_argument("--seed", type=int, default=0, help="another seed draws other kidneys")
+    draw.add_argument("--donors", type=int, default=8, help="how many slides (default: 8)")
+    draw.add_argument("--slide-px", type=int, default=4096, help="side of a slide (default: 4096)")
+    draw.add_argument("--overwrite", action="store_true", help="draw anew what is there")
     draw.set_defaults(verb=_data_draw)
 
     check = actions.add_parser("check", help="check a data set's layout and say what it holds")
@@ -140,10 +143,11 @@ def _data_draw(options: argparse.Namespace) -> int:
     from renal_utils.runtime import display_path, resolve_path
 
     folder = options.out.resolve() if options.out else resolve_path(DRAWN)
-    if options.seed == 0:
-        ensure_drawn(folder)
+    recipe = {"seed": options.seed, "slide_px": options.slide_px, "donors": options.donors}
+    if options.overwrite:
+        draw_archive(folder, **recipe, overwrite=True, progress=True)
     else:
-        draw_archive(folder, seed=options.seed)
+        ensure_drawn(folder, **recipe)
     print(f"drawn: {display_path(folder)}")
     return 0
 
@@ -154,8 +158,8 @@ def _data_check(options: argparse.Namespace) -> int:
     if layout == "drawn":
         from renal_utils.archive import check_archive
 
-        check_archive(folder)
-        print(f"{options.folder}: a drawn archive, every file as it was written")
+        files = check_archive(folder)
+        print(f"{options.folder}: a drawn archive, all {files} files as they were written")
         return 0
     records = _read_records(folder, layout)
     print(f"{options.folder}: {layout} layout, {describe_records(records)}")

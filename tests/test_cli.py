@@ -124,6 +124,22 @@ def test_a_layout_is_told_by_its_files(tmp_path):
     assert find_layout(tmp_path / "other") == "kpis"
 
 
+def test_an_archive_is_drawn_once_and_checked(tmp_path, capsys):
+    folder = tmp_path / "drawn"
+    command = ["data", "draw", "--out", str(folder), "--donors", "1", "--slide-px", "1024"]
+    assert main(command) == 0
+    before = (folder / "archive.json").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (folder / "archive.json").stat().st_mtime_ns == before
+    assert main(["data", "check", str(folder)]) == 0
+    assert "files as they were written" in capsys.readouterr().out
+    assert main([*command, "--seed", "1"]) == 2
+    assert "seed" in _stderr(capsys)
+    next(folder.rglob("*.tiff")).write_bytes(b"cut off")
+    assert main(["data", "check", str(folder)]) == 2
+    assert "not as it was drawn" in _stderr(capsys)
+
+
 @pytest.mark.parametrize("name", ["absent", "empty"])
 def test_an_empty_folder_is_refused(tmp_path, capsys, name):
     (tmp_path / "empty").mkdir()
