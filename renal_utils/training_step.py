@@ -127,7 +127,7 @@ def take_step(
     norm = clip_gradients(trainee.parameters, trainee.plan.clip_norm)
     mean_loss = float(fabric.all_reduce(loss.detach()))  # NaN on one rank is NaN on all
     if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-        raise NonFiniteLossError(_explain(float(loss), norm, where, batch, of))
+        raise NonFiniteLossError(_explain(loss.item(), norm, where, batch, of))
     trainee.optimizer.step()
     return mean_loss, norm
 

@@ -87,7 +87,8 @@ def validate(
         ValueError: If the network gives NaN.
     """
     counts = _make_counts(label_set, _device_of(model))
-    counts["loss"] = MeanMetric(nan_strategy="disable").to(_device_of(model))
+    # NaN stays NaN. (nan_strategy="disable" of torchmetrics 1.9 would drop the weights.)
+    counts["loss"] = MeanMetric(nan_strategy=float("nan")).to(_device_of(model))
     model.eval()
     for images, target in _on_device(loader, _device_of(model)):
         output = forward_logits(model, images, precision)
