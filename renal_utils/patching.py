@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
-from tqdm.auto import tqdm
 
 from renal_utils.annotations import open_labels
 from renal_utils.geometry import grid_offsets
 from renal_utils.labels import IGNORE_ID, get_label_set
 from renal_utils.manifests import MANIFEST_COLUMNS, check_manifest
+from renal_utils.progress import progress_bar
 from renal_utils.records import ImageRecord
 from renal_utils.slides import SlideView, open_slide
 from renal_utils.stain import tissue_mask
@@ -71,7 +71,9 @@ def cut_patches(
     if not records:
         raise ValueError("no records to cut patches from; check the data set's folder")
     tables = []
-    for record in tqdm(records, desc="cut patches", unit="image", leave=False, disable=None):
+    for record in progress_bar(
+        records, desc="cut patches", unit="image", leave=False, disable=None
+    ):
         with open_slide(record.image_path, mpp=record.mpp) as slide:
             view = slide.at_mpp(float(mpp)) if mpp else slide.at_downsample(float(downsample))
             tables.append(_cut_image(record, view, patch_px, stride_px, min_positive > 0))

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from renal_utils.augment import to_tensor
 from renal_utils.bandstore import BandStore
 from renal_utils.labels import IGNORE_ID, LabelSet
 from renal_utils.prediction import Predict, check_probabilities
+from renal_utils.progress import progress_bar
 from renal_utils.result_folder import (
     CSV_NAME,
     GEOJSON_NAME,
@@ -182,7 +182,7 @@ def _stitch_rows(job: _Job, positions: Positions, store: BandStore, *, progress:
         batches = read_windows(
             job.view, positions, patch, batch_size=batch_size, first_batch=first_batch
         )
-        with tqdm(
+        with progress_bar(
             total=len(positions),
             initial=first_batch * batch_size,
             unit="window",

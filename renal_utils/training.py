@@ -22,7 +22,6 @@ from typing import Any
 
 import pandas as pd
 from torch import nn
-from tqdm.auto import tqdm
 
 from renal_utils.checkpoints import (
     CheckpointInfo,
@@ -33,6 +32,7 @@ from renal_utils.checkpoints import (
 )
 from renal_utils.distributed import deal_batches, share_buffers
 from renal_utils.labels import LabelSet
+from renal_utils.progress import progress_bar
 from renal_utils.run_state import (
     RESUME_NAME,
     RunState,
@@ -226,4 +226,4 @@ def _check_arguments(
 
 
 def _bar(title: str, loader: Any, shown: bool) -> Any:
-    return tqdm(desc=title, total=len(loader), unit="step", disable=not shown)
+    return progress_bar(desc=title, total=len(loader), unit="step", disable=not shown)
