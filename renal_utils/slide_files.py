@@ -1,65 +1,25 @@
-"""Files that hold slides: what each kind offers to ``slides``, and which kind a file is.
+"""Files that hold slides: which kind a file is, and the kinds that are no TIFF.
 
-A source knows its levels, each cut into tiles, and decodes one tile at a time. Sources keep no
-decoded pixels; ``slides`` does. Besides TIFF (``tiff_files``) there are single JPEG and PNG
-images, which are one level of one tile, and whatever OpenSlide reads, if that is installed.
+Besides TIFF (``tiff_files``) there are single JPEG and PNG images, which are one level of one tile,
+and whatever OpenSlide reads, if that is installed.
 """
 
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, Shaped, UInt8
+from jaxtyping import Integer, UInt8
+
+from renal_utils.slide_levels import Level, SlideSource
+from renal_utils.tiff_files import TiffSource
 
 ENGINES = ("auto", "tifffile", "openslide", "image")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
 _OPENSLIDE_SUFFIXES = (".ndpi", ".mrxs", ".vms", ".vmu", ".scn", ".bif", ".dcm", ".czi", ".svslide")
 _OPENSLIDE_TILE_PX = 512
-
-
-@dataclass(frozen=True)
-class Level:
-    """One resolution of a slide.
-
-    Attributes:
-        size_px: Width and height, in pixels of this level.
-        downsample: Level-0 pixels per pixel of this level.
-        tile_px: Width and height of the pieces in which it is stored.
-    """
-
-    size_px: tuple[int, int]
-    downsample: float
-    tile_px: tuple[int, int]
-
-
-@runtime_checkable
-class SlideSource(Protocol):
-    """What ``Slide`` needs from a file.
-
-    Attributes:
-        levels: From the finest to the coarsest.
-        channels: Channels of a decoded tile.
-        dtype: Type of a decoded tile.
-        palette: RGB of each value where pixels are indices into a palette, else None.
-        stated_mpp: What the file says of its scale, unchecked, and where it says so; None if it
-            says nothing that can be believed.
-    """
-
-    levels: tuple[Level, ...]
-    channels: int
-    dtype: np.dtype
-    palette: UInt8[np.ndarray, "256 3"] | None
-    stated_mpp: tuple[float, str] | None
-
-    def tile(self, level: int, column: int, row: int) -> Shaped[np.ndarray, "H W C"]:
-        """Decode one tile, cut to the size of its level. Safe in several threads."""
-
-    def close(self) -> None:
-        """Close the file."""
 
 
 def open_source(path: Path, engine: str) -> SlideSource:
@@ -79,8 +39,6 @@ def open_source(path: Path, engine: str) -> SlideSource:
         return OpenSlideSource(path)
     if engine == "image":
         return ImageSource(path)
-    from renal_utils.tiff_files import TiffSource
-
     return TiffSource(path)
 
 

@@ -22,7 +22,8 @@ from jaxtyping import Integer, Shaped, UInt8
 
 from renal_utils import resampling
 from renal_utils.geometry import Box, check_mpp, scaled_size
-from renal_utils.slide_files import Level, SlideSource, open_source
+from renal_utils.slide_files import open_source
+from renal_utils.slide_levels import Level, SlideSource
 from renal_utils.slide_writing import write_pyramid
 
 __all__ = ["Level", "Slide", "SlideView", "TileCache", "open_slide", "write_pyramid"]

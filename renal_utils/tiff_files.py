@@ -19,7 +19,7 @@ import numpy as np
 import tifffile
 from jaxtyping import Shaped, UInt8
 
-from renal_utils.slide_files import Level
+from renal_utils.slide_levels import Level
 
 _LARGEST_STRIP = 128 * 2**20  # decoded bytes that one read may cost
 _MAPPED_ROWS = 256  # an uncompressed image without tiles is read so many rows at a time
@@ -34,7 +34,7 @@ _CONVERT = (
 
 
 class TiffSource:
-    """The levels of one TIFF file; see ``slide_files.SlideSource``.
+    """The levels of one TIFF file; see ``slide_levels.SlideSource``.
 
     The directory is parsed once and the file then read through one handle under a lock, which is
     opened anew in a forked process. Decoding holds no lock.
