@@ -110,6 +110,7 @@ def _execute(
         "stdout_file": sys.stdout if show_output else None,
         "stderr_file": sys.stderr if show_output else None,
         "resources": {"metadata": {"path": str(notebook.parent)}},
+        "extra_arguments": ["--log-level=ERROR"],
     }
     try:
         try:
