@@ -17,6 +17,7 @@ from renal_utils.notebooks import cell_tags, read_defaults, read_notebook
 
 MAX_BYTES = 400_000
 MAX_LINES = 30
+UNTITLED = "Figure without a title"
 TAGS = {"parameters", "nbval-ignore-output"}
 FIRST = ["Learning goals", "Cost", "Set up"]
 LAST = ["Check the numbers", "Pitfalls", "Summary", "Exercises", "Next"]
@@ -86,6 +87,9 @@ def check_outputs(path: Path, content: NotebookNode) -> Iterator[str]:
         yield "a widget is committed"
     if any("image/svg+xml" in o.get("data", {}) for c in cells for o in c.outputs):
         yield "a figure is SVG, which differs from run to run; use PNG"
+    for output in (o for c in cells for o in c.outputs if "image/png" in o.get("data", {})):
+        if output.metadata.get("image/png", {}).get("alt", UNTITLED) == UNTITLED:
+            yield "a figure has no alternative text: give it a title, and call use_course_style()"
     for cell, tree in _trees(content):
         if any(_shows(statement) for statement in tree.body) and not cell.outputs:
             yield f"`{cell.source.splitlines()[0]}` shows something, but has no output"
@@ -235,8 +239,9 @@ CODE = {
 
 
 def good_notebook(folder: Path) -> Path:
+    figure = {"data": {"image/png": PNG}, "metadata": {"image/png": {"alt": "Three things"}}}
     outputs = {
-        7: v4.new_output("display_data", data={"image/png": PNG, "text/plain": "<Figure>"}),
+        7: v4.new_output("display_data", **figure),
         9: v4.new_output("stream", name="stdout", text="3\n"),
         11: v4.new_output("stream", name="stdout", text="things within its band [1, 5]: True\n"),
     }
@@ -285,6 +290,7 @@ BROKEN = {
         _set(9, "outputs", [v4.new_output("error", ename="E", evalue="e", traceback=[])]),
         "an error output",
     ),
+    "figure without alternative text": (_show("image/png"), "no alternative text"),
     "widget": (_show("application/vnd.jupyter.widget-view+json"), "a widget"),
     "svg": (_show("image/svg+xml"), "SVG"),
     "widget state": (lambda c: c.metadata.update(widgets={}), "metadata .*widgets"),
