@@ -249,7 +249,7 @@ def gather_parameters(options: argparse.Namespace) -> dict[str, Any]:
 
     file = options.parameters_file
     parameters = read_parameters(file) if file else {}
-    defaults = read_defaults(options.notebook)
+    defaults = read_defaults(options.notebook) if options.parameter else {}
     typed = {name: parse_value(text, defaults.get(name)) for name, text in options.parameter}
     return parameters | typed
 
