@@ -10,7 +10,7 @@ One folder holds, for every donor, one slide and all its truth:
 - ``nuclei/<id>.tiff``: instance ids of nuclei; ``<id>.csv``: one row a nucleus.
 - ``archive.json``: donors, recipes, splits, and the hash of every file. It is written last.
 
-The folder is drawn under another name and renamed when complete, so a folder with this name is whole.
+The folder is drawn under another name and renamed when complete: one with its name is whole.
 """
 
 import os

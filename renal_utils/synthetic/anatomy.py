@@ -232,11 +232,11 @@ def place_vessels(
             turn, out = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1) * reach
             x, y = near + np.array([np.cos(turn), np.sin(turn)]) * out
             clear = np.hypot(*(terrain.outline - (x, y)).T).min() > radius + 25 * um
-            if clear and sample_field(terrain.inside, np.array([x, y]), terrain.cell):
-                if all(np.hypot(x - a, y - b) > radius + c + 3 * um for a, b, c in taken):
-                    taken.append((float(x), float(y), radius))
-                    vessels.append(make_vessel(kind, np.array([x, y]), radius, recipe, rng))
-                    return
+            clear &= bool(sample_field(terrain.inside, np.array([x, y]), terrain.cell))
+            if clear and all(np.hypot(x - a, y - b) > radius + c + 3 * um for a, b, c in taken):
+                taken.append((float(x), float(y), radius))
+                vessels.append(make_vessel(kind, np.array([x, y]), radius, recipe, rng))
+                return
 
     cells = np.argwhere(terrain.cortex & terrain.inside) if terrain.cortex.any() else []
     area_mm2 = len(cells) * (FIELD_CELL_UM / 1000) ** 2
@@ -306,7 +306,7 @@ def pack_tubules(
     return tubules, cells.junctions
 
 
-# For each round of darts: kind, where, length range in um, bend (radians per 100 um), share of room.
+# Rounds of darts: kind, zone, range of lengths in um, bend (radians per 100 um), share of the room.
 _ROUNDS = (
     (COLLECTING, "medulla", (250, 700), 0.15, 0.16),
     (COLLECTING, "ray", (150, 500), 0.15, 0.2),

@@ -26,9 +26,9 @@ class Artefacts:
         ink: Its optical density in red, green and blue.
     """
 
-    tears: list[Float[np.ndarray, "n 2"]]
-    folds: list[Float[np.ndarray, "n 2"]]
-    pen: list[Float[np.ndarray, "n 2"]]
+    tears: list[Float[np.ndarray, "_ 2"]]
+    folds: list[Float[np.ndarray, "_ 2"]]
+    pen: list[Float[np.ndarray, "_ 2"]]
     pen_px: float
     ink: tuple[float, float, float]
 
@@ -38,9 +38,9 @@ def place_artefacts(
 ) -> Artefacts:
     """Place the artefacts that a recipe asks for; tears spare the glomeruli."""
     um = 1 / recipe.mpp
-    tries = [_strip(terrain, (180, 480), (4, 14), um, rng) for _ in range(30 * recipe.tear)]
+    tries = [_strip(terrain, (180.0, 480.0), (4.0, 14.0), um, rng) for _ in range(30 * recipe.tear)]
     tears = [tear for tear in tries if not any(_touch(tear, g) for g in glomeruli)][:2]
-    folds = [_strip(terrain, (500, 1100), (9, 20), um, rng) for _ in range(recipe.fold)]
+    folds = [_strip(terrain, (500.0, 1100.0), (9.0, 20.0), um, rng) for _ in range(recipe.fold)]
     pen = [_pen_path(terrain, um, rng)] if recipe.pen_mark else []
     return Artefacts(tears, folds, pen, 75.0 * um, INKS[rng.integers(len(INKS))])
 

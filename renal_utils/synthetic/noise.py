@@ -7,7 +7,9 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32, Shaped
+
+from renal_utils.synthetic.canvas import Canvas
 
 
 def periodic_noise(
@@ -37,10 +39,10 @@ class NoiseTile:
         self.period = tile.shape[0]
         self._padded = np.pad(tile, ((0, reach), (0, reach)), mode="wrap")
 
-    def window(self, x: int, y: int, size: int) -> np.ndarray:
-        """Return the ``size`` x ``size`` noise whose top left pixel is slide pixel (x, y)."""
-        top, left = y % self.period, x % self.period
-        return self._padded[top : top + size, left : left + size]
+    def window(self, canvas: Canvas) -> Float32[np.ndarray, "S S"]:
+        """Return the noise of a canvas's pixels."""
+        top, left = canvas.y % self.period, canvas.x % self.period
+        return self._padded[top : top + canvas.size, left : left + canvas.size]
 
 
 @lru_cache(maxsize=4)
@@ -82,8 +84,8 @@ def coarse_field(
 
 
 def sample_field(
-    field: Float[np.ndarray, "h w"], xy: Float[np.ndarray, "... 2"], cell: float
-) -> Float[np.ndarray, "..."]:
+    field: Shaped[np.ndarray, "h w"], xy: Shaped[np.ndarray, "*n 2"], cell: float | int
+) -> Shaped[np.ndarray, "*n"] | np.generic:
     """Return the values of a coarse grid at slide pixels, nearest cell.
 
     Args:

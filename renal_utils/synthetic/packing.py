@@ -1,9 +1,9 @@
 """Packing: how bodies fill the plane edge to edge, as vectors.
 
 Tubules are cut by the section at all angles, so a profile is a *spine* (a point, a line or an arc)
-with a radius. Spines are thrown like darts, none nearer to another than their radii allow. The plane
-is then shared out by the power diagram (Aurenhammer 1987) of discs along the spines: each profile
-takes the cells of its own discs, which gives straight borders between neighbours and no gaps.
+with a radius. Spines are thrown like darts, none nearer to another than their radii allow. Then the
+power diagram (Aurenhammer 1987) of discs along the spines shares the plane out: each profile takes
+the cells of its own discs, which gives straight borders between neighbours and no gaps.
 """
 
 from dataclasses import dataclass, field
@@ -72,7 +72,7 @@ def make_spines(
     bend: Float[np.ndarray, " N"],
     *,
     step: float,
-) -> list[Float[np.ndarray, "n 2"]]:
+) -> list[Float[np.ndarray, "_ 2"]]:
     """Return arcs as points about every ``step`` pixels.
 
     Args:
@@ -98,7 +98,7 @@ def make_spines(
 class PowerCells:
     """A plane shared out: each owner's outline, and the points where three owners meet."""
 
-    outlines: dict[int, Float[np.ndarray, "n 2"]]
+    outlines: dict[int, Float[np.ndarray, "_ 2"]]
     junctions: Float[np.ndarray, "J 2"]
 
 
@@ -150,7 +150,7 @@ def _owner_borders(
 
 def _chain(
     start: np.ndarray, end: np.ndarray, owner: np.ndarray, corners: np.ndarray
-) -> dict[int, Float[np.ndarray, "n 2"]]:
+) -> dict[int, Float[np.ndarray, "_ 2"]]:
     """Follow directed steps round each owner; keep its longest closed outline."""
     base = len(corners)
     order = np.argsort(owner * base + start)

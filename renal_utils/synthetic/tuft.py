@@ -8,7 +8,7 @@ two cells long. Sclerosed glomeruli are small, solid and nearly bare of nuclei.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.spatial import cKDTree
 
 from renal_utils.synthetic.packing import (
@@ -33,7 +33,8 @@ class Glomerulus:
         outline: Outer edge of Bowman's capsule: the border of the truth.
         capsule_px: Thickness of the capsule.
         tuft: Outer edge of the tuft.
-        loops: Capillary loops, each with an open lumen.
+        loops: Capillary loops.
+        filled: Which loops are filled, not open.
         mesangium: Patches of mesangium, unrounded cells.
         slits: Slits of Bowman's space between lobules.
         nodules: Solid patches (segmental sclerosis, nodules of diabetic disease).
@@ -48,9 +49,10 @@ class Glomerulus:
     capsule_px: float
     tuft: Float[np.ndarray, "n 2"]
     loops: Float[np.ndarray, "L k 2"]
-    mesangium: list[Float[np.ndarray, "m 2"]]
+    filled: Bool[np.ndarray, " L"]
+    mesangium: list[Float[np.ndarray, "_ 2"]]
     slits: Float[np.ndarray, "S k 2"]
-    nodules: list[Float[np.ndarray, "m 2"]]
+    nodules: list[Float[np.ndarray, "_ 2"]]
     tint: tuple[float, float]
 
 
@@ -81,7 +83,7 @@ def make_glomerulus(
     parts = (number, xy, radius, sclerosed, outline, capsule)
     if sclerosed:
         tuft = (outline - xy) * rng.uniform(0.86, 0.97) + rng.normal(0, 0.02 * radius, 2) + xy
-        return Glomerulus(*parts, tuft, empty, [], empty, [], tint)
+        return Glomerulus(*parts, tuft, empty, np.zeros(0, bool), [], empty, [], tint)
     tuft, lobes = _make_tuft(outline - xy, radius, rng)
     cells, middles = _tuft_cells(tuft, 7.6 * um * rng.uniform(0.92, 1.1), rng)
     stalk, seam = _lobe_distances(middles, lobes)
@@ -90,10 +92,12 @@ def make_glomerulus(
     slit &= ~solid
     loop = ~(mesangial | slit | solid)
     at = np.asarray(xy)
+    loops = _rounded([c for c, k in zip(cells, loop, strict=True) if k], 0.5 * um, at, rng)
     return Glomerulus(
         *parts,
         tuft + at,
-        _rounded([c for c, k in zip(cells, loop, strict=True) if k], 0.5 * um, at, rng),
+        loops,
+        rng.random(len(loops)) < rng.uniform(0.15, 0.8),
         [c + at for c, k in zip(cells, mesangial, strict=True) if k],
         _rounded([c for c, k in zip(cells, slit, strict=True) if k], 0.6 * um, at, rng),
         [c + at for c, k in zip(cells, solid, strict=True) if k],

@@ -1,0 +1,89 @@
+"""Canvas: a block of the slide while it is painted, and the few strokes that painting needs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int32, Shaped, UInt8
+
+SUBPIXEL_BITS = 4  # bits of a pixel's fraction that OpenCV's polygons keep here
+
+Ring = Float[np.ndarray, "_ 2"]
+Ids = UInt8[np.ndarray, "S S"]
+
+
+@dataclass
+class Canvas:
+    """A square block of the slide, margins included, while it is painted.
+
+    Attributes:
+        x: Slide pixel of its left edge.
+        y: Slide pixel of its top edge.
+        size: Width and height.
+        um: Pixels a micrometre.
+        material: Ids of ``materials.MATERIALS``.
+        tint: Factor on the stains.
+        glomeruli: Instance ids.
+        nuclei: Instance ids.
+        nucleus_dye: Haematoxylin of nuclei, in hundredths.
+    """
+
+    x: int
+    y: int
+    size: int
+    um: float
+    material: Ids = field(init=False)
+    tint: Float32[np.ndarray, "S S"] = field(init=False)
+    glomeruli: Int32[np.ndarray, "S S"] = field(init=False)
+    nuclei: Int32[np.ndarray, "S S"] = field(init=False)
+    nucleus_dye: Ids = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = (self.size, self.size)
+        self.material, self.nucleus_dye = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        self.glomeruli, self.nuclei = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        self.tint = np.ones(shape, np.float32)
+
+    def points(self, rings: Shaped[np.ndarray, "*n 2"]) -> Int32[np.ndarray, "*n 2"]:
+        """Return slide positions in OpenCV's fixed point, where a pixel's centre is whole."""
+        corner = np.array([self.x + 0.5, self.y + 0.5])
+        return np.round((rings - corner) * (1 << SUBPIXEL_BITS)).astype(np.int32)
+
+    def fill(self, target: np.ndarray, rings: Iterable[Ring], value: float | int) -> None:
+        """Fill closed rings that do not overlap; hole-free."""
+        points = [self.points(ring) for ring in rings]
+        if points:
+            cv2.fillPoly(target, points, value, shift=SUBPIXEL_BITS)
+
+    def stroke(
+        self, target: np.ndarray, path: Ring, width_px: float, value: int, *, closed: bool
+    ) -> None:
+        """Draw a line of whole pixels' width along a path."""
+        width = max(1, round(width_px))
+        cv2.polylines(target, [self.points(path)], closed, value, width, shift=SUBPIXEL_BITS)
+
+    def sees(
+        self,
+        low: Shaped[np.ndarray, "N 2"],
+        high: Shaped[np.ndarray, "N 2"],
+        reach: float = 0.0,
+    ) -> Bool[np.ndarray, " N"]:
+        """Say which boxes, given by corners, touch the canvas widened by ``reach`` pixels."""
+        corner = np.array([self.x, self.y])
+        return np.all((high > corner - reach) & (low < corner + self.size + reach), axis=-1)
+
+    def sees_ring(self, ring: Ring, reach: float = 0.0) -> bool:
+        """Say whether a ring may touch the canvas widened by ``reach`` pixels."""
+        return bool(self.sees(ring.min(0)[None], ring.max(0)[None], reach)[0])
+
+    def spread(self, values: Shaped[np.ndarray, "h w"], cell: float) -> Float32[np.ndarray, "S S"]:
+        """Return a coarse field, on cells of ``cell`` slide pixels, at every pixel (linear)."""
+        offset_x, offset_y = ((at + 0.5) / cell - 0.5 for at in (self.x, self.y))
+        return cv2.warpAffine(
+            values.astype(np.float32),
+            np.array([[1 / cell, 0, offset_x], [0, 1 / cell, offset_y]]),
+            (self.size, self.size),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )

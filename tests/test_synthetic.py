@@ -1,0 +1,211 @@
+"""Drawn slides: recipes are checked, plans fit, pixels do not depend on how they are asked for."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from renal_utils.geometry import Box
+from renal_utils.labels import KIDNEY_TISSUES
+from renal_utils.stain import separate_stains
+from renal_utils.synthetic import GROUPS, Recipe, donor_recipe, draw_region, plan_slide
+from renal_utils.synthetic.packing import power_cells, ring_area
+
+SMALL = Recipe(size_px=(1500, 1400), glomerulus_um=140.0, tear=True, fold=True, pen_mark=True)
+RICH = replace(SMALL, fibrosis=0.3, sclerosed_fraction=0.4, glomeruli_per_mm2=20.0)
+TUBULE, FIBROSIS, VESSEL, GLOMERULUS, SCLEROSED = range(1, 6)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_slide(RICH, seed=3)
+
+
+@pytest.fixture(scope="module")
+def whole(plan):
+    return draw_region(plan, Box(0, 0, *plan.size_px))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("glomerulus_um", -5.0, "60.0 to 350.0"),
+        ("fibrosis", 1.2, "0.0 to 0.9"),
+        ("sclerosed_fraction", 1.01, "0.0 to 1.0"),
+        ("noise", float("nan"), "0.0 to 30.0"),
+        ("mpp", 0.0, "microns per pixel"),
+        ("mpp", 5.0, "0.2 to 2.0"),
+        ("group", "healthy", "NEP25"),
+        ("gain", (1.0, 2.0, 1.0), "0.8 to 1.1"),
+        ("size_px", (4096, 300), "740"),
+    ],
+)
+def test_bad_recipes_are_refused_with_the_allowed_range(field, value, words):
+    with pytest.raises(ValueError, match=words):
+        Recipe(**{field: value})
+
+
+def test_negative_seed_and_unknown_group_are_refused():
+    with pytest.raises(ValueError, match="seed"):
+        plan_slide(SMALL, -1)
+    with pytest.raises(ValueError, match="56Nx"):
+        donor_recipe("lupus", np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_drawn_donor_is_a_valid_recipe(group):
+    recipes = [donor_recipe(group, np.random.default_rng(seed)) for seed in range(50)]
+    assert len({r.pas for r in recipes}) == 50
+    assert {r.group for r in recipes} == {group}
+
+
+def test_groups_differ_as_their_diseases_do():
+    mean = {
+        g: {
+            name: np.mean(
+                [getattr(donor_recipe(g, np.random.default_rng(s)), name) for s in range(30)]
+            )
+            for name in ("glomerulus_um", "mesangium", "fibrosis", "sclerosed_fraction")
+        }
+        for g in GROUPS
+    }
+    assert mean["56Nx"]["glomerulus_um"] > 1.1 * mean["normal"]["glomerulus_um"]
+    assert mean["DN"]["mesangium"] > 1.5 * mean["normal"]["mesangium"]
+    assert mean["NEP25"]["sclerosed_fraction"] > 4 * mean["normal"]["sclerosed_fraction"]
+    assert mean["normal"]["fibrosis"] < min(mean[g]["fibrosis"] for g in GROUPS[1:]) / 2
+
+
+@pytest.mark.parametrize(
+    "box",
+    [Box(0, 0, 1500, 1400), Box(900, 950, 300, 200), Box(1023, 1023, 2, 2), Box(1499, 0, 1, 1400)],
+)
+def test_a_region_equals_the_crop_of_a_larger_one(whole, box):
+    again = plan_slide(RICH, seed=3)
+    part = draw_region(again, box)
+    for name in ("rgb", "tissues", "glomeruli", "nuclei"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[box.slices])
+
+
+def test_blocks_meet_without_a_seam(plan, whole):
+    """Neighbours across the block border at 1024 differ no more than neighbours elsewhere."""
+    image = whole.rgb.astype(int)
+    steps = np.abs(np.diff(image, axis=1)).mean((0, 2))
+    assert steps[1023] < np.quantile(steps, 0.99) * 1.15
+    ids = whole.nuclei
+    crossing = np.intersect1d(ids[:, 1023], ids[:, 1024])
+    assert len(crossing[crossing > 0]) >= 3
+
+
+def test_region_outside_the_slide_is_refused(plan):
+    with pytest.raises(ValueError, match="1500 x 1400"):
+        draw_region(plan, Box(1400, 0, 101, 10))
+
+
+def test_another_seed_gives_another_slide(plan):
+    other = plan_slide(plan.recipe, seed=4)
+    assert not np.array_equal(
+        draw_region(other, Box(600, 600, 64, 64)).rgb, draw_region(plan, Box(600, 600, 64, 64)).rgb
+    )
+
+
+def test_glomeruli_agree_with_classes_and_table(plan, whole):
+    of_glomeruli = np.isin(whole.tissues, (GLOMERULUS, SCLEROSED))
+    np.testing.assert_array_equal(of_glomeruli, whole.glomeruli > 0)
+    table = plan.objects().query("kind == 'glomerulus'")
+    assert len(table) == len(plan.glomeruli) > 3
+    assert table["sclerosed"].any() and not table["sclerosed"].all()
+    for row in table.itertuples():
+        mask = whole.glomeruli == row.id
+        assert mask.sum() * SMALL.mpp**2 == pytest.approx(row.area_um2, rel=0.03)
+        y, x = ndimage.center_of_mass(mask)
+        assert np.hypot(x + 0.5 - row.x_l0, y + 0.5 - row.y_l0) < 5
+        expected = SCLEROSED if row.sclerosed else GLOMERULUS
+        assert np.unique(whole.tissues[mask]).tolist() == [expected]
+
+
+def test_all_tissues_are_drawn_and_tubules_prevail(whole):
+    share = np.bincount(whole.tissues.ravel(), minlength=6) / whole.tissues.size
+    assert (share > 0.002).all()
+    assert share[TUBULE] > 0.35
+    assert len(KIDNEY_TISSUES.classes) == len(share)
+
+
+def test_glomeruli_have_the_size_of_the_recipe():
+    recipe = replace(SMALL, size_px=(3000, 3000), sclerosed_fraction=0.0, glomerulus_spread=0.05)
+    table = plan_slide(recipe, seed=0).objects().query("kind == 'glomerulus'")
+    diameters = 2 * np.sqrt(table["area_um2"] / np.pi)
+    assert diameters.mean() == pytest.approx(recipe.glomerulus_um, rel=0.08)
+
+
+def test_plans_scale_with_mpp():
+    fine = plan_slide(SMALL, seed=5)
+    coarse = plan_slide(replace(SMALL, mpp=1.0, size_px=(750, 700)), seed=5)
+    area = [p.objects().query("kind == 'glomerulus'")["area_um2"].mean() for p in (fine, coarse)]
+    assert area[0] == pytest.approx(area[1], rel=0.15)
+
+
+def test_nuclei_are_instances_of_natural_size_in_the_tissue(plan, whole):
+    ids, areas = np.unique(whole.nuclei[whole.nuclei > 0], return_counts=True)
+    assert ids.max() <= len(plan.nucleus_table())
+    assert 10 < np.median(areas) * SMALL.mpp**2 < 35
+    assert len(ids) / (whole.tissues.size * SMALL.mpp**2 / 1e6) > 1500  # a square millimetre
+    table = plan.nucleus_table().set_index("id").loc[ids]
+    tubular = table[table["kind"] == "tubular"]
+    at = whole.tissues[tubular["y_l0"].astype(int), tubular["x_l0"].astype(int)]
+    assert (at == TUBULE).mean() > 0.97
+
+
+def test_nuclei_hold_the_haematoxylin(whole):
+    stains = separate_stains(whole.rgb, "pas")
+    inside, outside = whole.nuclei > 0, (whole.nuclei == 0) & (whole.tissues == TUBULE)
+    assert stains[..., 0][inside].mean() > 3 * stains[..., 0][outside].mean()
+
+
+def test_colour_follows_the_recipe(plan):
+    box = Box(500, 500, 300, 300)
+    plain = replace(plan.recipe, noise=0.0, pen_mark=False, fold=False)
+    weak, strong = (
+        draw_region(replace(plan, recipe=replace(plain, pas=pas)), box).rgb for pas in (0.5, 1.5)
+    )
+    assert weak[..., 1].mean() > strong[..., 1].mean() + 25
+
+
+def test_glass_is_white_and_has_no_truth(plan, whole):
+    outside = np.ones(whole.tissues.shape, np.uint8)
+    cv2.fillPoly(outside, [plan.terrain.outline.astype(np.int32)], 0)
+    far = cv2.erode(outside, np.ones((31, 31), np.uint8)) > 0
+    assert far.sum() > 1000
+    assert not whole.tissues[far].any() and not whole.nuclei[far].any()
+    without_ink = draw_region(
+        replace(plan, recipe=plan.recipe, artefacts=replace(plan.artefacts, pen=[])),
+        Box(0, 0, *plan.size_px),
+    )
+    assert without_ink.rgb[far].min() > 200
+
+
+def test_power_cells_are_nearest_by_power_distance():
+    """Independent reference: brute force on a grid."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0, 100, (40, 2))
+    frame = np.array([[-400, -400], [-400, 500], [500, -400], [500, 500]], float)
+    points = np.vstack([points, frame])
+    radii = np.append(rng.uniform(2, 9, 40), np.zeros(4))
+    owners = np.append(np.arange(40) // 2, [-1, -1, -1, -1])
+    cells = power_cells(points, radii, owners).outlines
+    grid = np.stack(np.meshgrid(np.arange(20.5, 80), np.arange(20.5, 80)), -1)
+    power = ((grid[:, :, None] - points) ** 2).sum(-1) - radii**2
+    nearest = owners[power.argmin(-1)]
+    checked = 0
+    for owner, ring in cells.items():
+        mask = np.zeros((60, 60), np.uint8)
+        cv2.fillPoly(mask, [np.round((ring - 20.5) * 16).astype(np.int32)], 1, shift=4)
+        inner = cv2.erode(mask, np.ones((3, 3), np.uint8)) > 0
+        assert (nearest[inner] == owner).all()
+        checked += inner.sum()
+    assert checked > 1000
+
+
+def test_ring_area_of_a_square():
+    assert ring_area(np.array([[0, 0], [3, 0], [3, 3], [0, 3.0]]) + 1e6) == pytest.approx(9)
