@@ -20,6 +20,22 @@ from renal_utils.runtime import atomic_path
 from renal_utils.studies import run_notebook
 
 COLUMNS = ("notebook", "status", "seconds", "number", "value", "low", "high", "inside", "error")
+
+# Jupyter's page without the scripts that it loads from servers, and with the figures' own texts.
+# The script for formulas stays, but nothing waits for it.
+_PAGE = """
+{%- extends "lab/index.html.j2" -%}
+{% block html_head_js_requirejs %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block html_head_js_mathjax %}{{ super() | replace("<script src=", "<script async src=") }}
+{% endblock %}
+{% block data_png %}
+<div class="jp-RenderedImage jp-OutputArea-output">
+<img alt="{{ (output | get_metadata("alt", "image/png") or "Figure") | escape_html }}"
+ src="data:image/png;base64,{{ output.data["image/png"] | escape_html }}">
+</div>
+{% endblock %}
+"""
 _LESSON = re.compile(r"\d\d_\w+\.ipynb")
 
 
@@ -70,18 +86,17 @@ def run_course(
 def write_html(notebook: str | Path, path: str | Path) -> None:
     """Write a notebook as one HTML page that can be read without a network.
 
-    Pictures are embedded. Only formulas call on a server (MathJax) where one is reached; without
-    it they stand as TeX.
+    Figures are embedded, with their alternative texts. Only formulas call on a server (MathJax)
+    where one is reached; without it they stand as TeX.
     """
+    from jinja2 import DictLoader
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(
         template_name="lab",
+        template_file="course.html.j2",
+        extra_loaders=[DictLoader({"course.html.j2": _PAGE})],
         embed_images=True,
-        require_js_url="",
-        jquery_url="",
-        jupyter_widgets_base_url="",
-        mermaid_js_url="",
     )
     resources = {"metadata": {"name": Path(notebook).stem, "path": str(Path(notebook).parent)}}
     page, _ = exporter.from_notebook_node(read_notebook(notebook), resources)

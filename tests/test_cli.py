@@ -1,14 +1,17 @@
 import argparse
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from nbformat.v4 import new_output
 
 from renal_utils import cli
 from renal_utils.checkpoints import CheckpointInfo, save_checkpoint
 from renal_utils.cli import choose_scale, find_layout, gather_parameters, main
-from renal_utils.notebooks import read_notebook
+from renal_utils.course import write_html
+from renal_utils.notebooks import read_notebook, write_notebook
 from renal_utils.runtime import read_json
 from renal_utils.slides import open_slide, write_pyramid
 
@@ -34,6 +37,7 @@ def test_typed_parameters_stand_over_those_of_the_file(small_notebook, tmp_path)
     assert given == {"epochs": 20, "name": "fcn", "rate": 1e-4, "fast": True}
 
 
+@pytest.mark.slow
 def test_a_run_writes_the_notebook_a_page_and_the_checked_numbers(small_notebook, tmp_path, capsys):
     (tmp_path / "03.json").write_text('{"dice": [0.5, 1]}')
     check = "from renal_utils.bands import check_bands\n_ = check_bands('03.json', dice=2 / 3)"
@@ -65,6 +69,7 @@ def test_a_wrong_parameter_ends_with_one_line_and_code_2(small_notebook, capsys,
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_ends_with_code_1(small_notebook, tmp_path, capsys):
     path = small_notebook(PARAMETERS, "1 / 0")
     assert main(["run", str(path), "--output", str(tmp_path / "out.ipynb")]) == 1
@@ -77,6 +82,7 @@ def test_in_place_takes_no_parameters(small_notebook, capsys):
     assert "takes no parameters" in _stderr(capsys)
 
 
+@pytest.mark.slow
 def test_a_folder_runs_whole_and_a_failure_does_not_stop_it(small_notebook, tmp_path, capsys):
     (tmp_path / "01.json").write_text('{"dice": [0.5, 1]}')
     check = "from renal_utils.bands import check_bands\n_ = check_bands('01.json', dice=0.75)"
@@ -97,6 +103,7 @@ def test_a_folder_runs_whole_and_a_failure_does_not_stop_it(small_notebook, tmp_
     assert "00_fail_early.ipynb" not in names
 
 
+@pytest.mark.slow
 def test_a_number_outside_its_band_fails_the_folder(small_notebook, tmp_path):
     (tmp_path / "01.json").write_text('{"dice": [0.8, 1]}')
     check = "from renal_utils.bands import check_bands\n_ = check_bands('01.json', dice=0.75)"
@@ -105,12 +112,18 @@ def test_a_number_outside_its_band_fails_the_folder(small_notebook, tmp_path):
 
 
 def test_a_page_can_be_read_without_a_network(small_notebook, tmp_path):
-    from renal_utils.course import write_html
-
-    page = tmp_path / "page.html"
-    write_html(small_notebook(PARAMETERS, "print(1)"), page)
-    scripts = [line for line in page.read_text().splitlines() if "<script" in line]
-    assert not [line for line in scripts if "http" in line and "mathjax" not in line.lower()]
+    path, page = small_notebook(PARAMETERS, "plt.show()"), tmp_path / "page.html"
+    content = read_notebook(path)
+    figure = {"data": {"image/png": "QUJD"}, "metadata": {"image/png": {"alt": "A <slide>"}}}
+    content.cells[1].outputs = [new_output("display_data", **figure)]
+    write_notebook(path, content)
+    write_html(path, page)
+    text = page.read_text()
+    assert 'alt="A &lt;slide&gt;"' in text
+    assert "data:image/png;base64,QUJD" in text
+    scripts = re.findall(r"<script[^>]*>", text)
+    assert not [tag for tag in scripts if "http" in tag and "async" not in tag]
+    assert "import mermaid" not in text
 
 
 # data

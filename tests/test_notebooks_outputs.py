@@ -8,8 +8,9 @@ from nbformat import v4
 from renal_utils.notebooks import read_notebook
 from renal_utils.studies import refresh_notebook
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize("path", [*LESSONS, *SOLUTIONS], ids=lambda path: path.stem)
 def test_a_notebook_gives_its_committed_outputs(path):
     done = run_nbval(path)

@@ -7,6 +7,8 @@ import pytest
 from renal_utils.notebooks import read_notebook
 from renal_utils.studies import refresh_notebook, run_notebook
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = 'epochs = 3\nname = "unet"'
 
 
