@@ -8,6 +8,7 @@ numbers in units of 1/``UNIT`` pixel; that bounds the error of an area mean by 0
 
 import numpy as np
 from jaxtyping import Int64, Integer, UInt8
+from scipy import sparse
 
 UNIT = 4096
 
@@ -40,22 +41,29 @@ def area_mean(
         edges_x: ``w + 1`` edges from the left of ``pixels``, in 1/``UNIT`` pixels.
         edges_y: ``h + 1`` edges from the top, likewise.
     """
-    sums = _sums_between(pixels, edges_y).swapaxes(0, 1)
-    sums = _sums_between(sums, edges_x).swapaxes(0, 1)
-    area = np.diff(edges_y)[:, None, None] * np.diff(edges_x)[None, :, None]
-    return np.floor(sums / area + 0.5).astype(np.uint8)  # exact below 2^53
+    height, width, channels = pixels.shape
+    narrow = np.diff(edges_y).max() * 255 <= 2**24  # then the first sums are exact in float32
+    first = np.float32 if narrow else np.float64
+    sums = _overlaps(edges_y, height).astype(first) @ pixels.reshape(height, -1).astype(first)
+    sums = sums.reshape(-1, width, channels).swapaxes(0, 1).astype(np.float64)
+    sums = _overlaps(edges_x, width) @ sums.reshape(width, -1)
+    sums = sums.reshape(-1, len(edges_y) - 1, channels)
+    sums /= np.diff(edges_x)[:, None, None] * np.diff(edges_y)[None, :, None]
+    sums += 0.5
+    return sums.astype(np.uint8).swapaxes(0, 1)
 
 
-def _sums_between(
-    values: Integer[np.ndarray, "n ..."], edges: Int64[np.ndarray, " k"]
-) -> Int64[np.ndarray, "m ..."]:
-    """Integrate ``values`` along the first axis between neighbouring edges; exact integers."""
-    before = np.zeros((len(values) + 1, *values.shape[1:]), np.int64)
-    np.cumsum(values, axis=0, out=before[1:])
-    whole, part = np.divmod(edges, UNIT)
-    cut = values[np.minimum(whole, len(values) - 1)]
-    integral = before[whole] * UNIT + cut * part.reshape(-1, *[1] * (values.ndim - 1))
-    return np.diff(integral, axis=0)
+def _overlaps(edges: Int64[np.ndarray, " n"], length: int) -> sparse.csr_array:
+    """Return how much of each source pixel lies between neighbouring edges, in 1/``UNIT``."""
+    first = edges[:-1] // UNIT
+    taps = int((-(-edges[1:] // UNIT) - first).max())
+    index = first[:, None] + np.arange(taps)
+    left = np.maximum(edges[:-1, None], index * UNIT)
+    right = np.minimum(edges[1:, None], (index + 1) * UNIT)
+    weights = np.clip(right - left, 0, None).astype(np.float64)
+    columns = np.minimum(index, length - 1)  # what lies behind the last one weighs nothing
+    rows = np.repeat(np.arange(len(first)), taps)
+    return sparse.csr_array((weights.ravel(), (rows, columns.ravel())), shape=(len(first), length))
 
 
 def block_mean(pixels: UInt8[np.ndarray, "H W C"], factor: int) -> UInt8[np.ndarray, "h w C"]:
@@ -63,10 +71,15 @@ def block_mean(pixels: UInt8[np.ndarray, "H W C"], factor: int) -> UInt8[np.ndar
 
     Height and width must be multiples of ``factor``.
     """
-    rows = sum(pixels[i::factor].astype(np.uint32) for i in range(factor))
-    sums = sum(rows[:, i::factor] for i in range(factor))
-    area = factor * factor
-    return ((sums + area // 2) // area).astype(np.uint8)
+    rows = pixels[::factor].astype(np.uint16 if factor < 256 else np.uint32)
+    for offset in range(1, factor):
+        rows += pixels[offset::factor]
+    sums = rows[:, ::factor].astype(np.uint32)
+    for offset in range(1, factor):
+        sums += rows[:, offset::factor]
+    sums += factor * factor // 2
+    sums //= factor * factor
+    return sums.astype(np.uint8)
 
 
 def bilinear_span(start: int, count: int, ratio: float) -> tuple[int, int]:
