@@ -1,4 +1,4 @@
-"""The drawn archive: whole or not there, the same bytes for the same seed, readable as real sets."""
+"""The drawn archive: whole or not there, same bytes for same seed, readable as the real sets."""
 
 import json
 import multiprocessing

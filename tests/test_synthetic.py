@@ -172,6 +172,19 @@ def test_colour_follows_the_recipe(plan):
     assert weak[..., 1].mean() > strong[..., 1].mean() + 25
 
 
+def test_haze_veils_the_lumens(plan, whole):
+    clear = draw_region(
+        replace(plan, recipe=replace(plan.recipe, haze=0.0, noise=0.0)), Box(0, 0, *plan.size_px)
+    )
+    hazy = draw_region(
+        replace(plan, recipe=replace(plan.recipe, haze=1.0, noise=0.0)), Box(0, 0, *plan.size_px)
+    )
+    np.testing.assert_array_equal(clear.tissues, hazy.tissues)
+    lumen = (clear.rgb[..., 1] > 215) & (clear.tissues == TUBULE)
+    assert lumen.mean() > 0.02
+    assert hazy.rgb[lumen][:, 1].mean() < clear.rgb[lumen][:, 1].mean() - 30
+
+
 def test_glass_is_white_and_has_no_truth(plan, whole):
     outside = np.ones(whole.tissues.shape, np.uint8)
     cv2.fillPoly(outside, [plan.terrain.outline.astype(np.int32)], 0)

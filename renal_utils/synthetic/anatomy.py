@@ -123,6 +123,11 @@ def _tissue_outline(size: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for order in range(1, 90):
         wobble += rng.normal() * 0.07 / order**1.5 * np.cos(order * angle + rng.uniform(0, 7))
     ring = np.stack([np.cos(angle), np.sin(angle)], 1) * (box * (0.455 + 0.5 * wobble))[:, None]
+    for _ in range(int(rng.integers(1, 4))):  # straight cuts of the knife
+        turn = rng.uniform(0, 2 * np.pi)
+        side = np.array([np.cos(turn), np.sin(turn)])
+        beyond = ring @ side - rng.uniform(0.34, 0.46)
+        ring -= np.maximum(beyond, 0)[:, None] * side
     return resample(np.clip(ring, -0.49, 0.49) * size + size / 2, 960)
 
 
@@ -427,7 +432,7 @@ def _finish_tubules(
     wall = np.array(EPITHELIUM_SHARE)[kinds] * half * rng.uniform(0.78, 1.22, len(kinds))
     wall = np.minimum(wall, np.array(EPITHELIUM_LIMIT_UM)[kinds] * um)
     mean_fibrosis = fibrosis.mean(1)
-    wall *= 1 - 0.45 * mean_fibrosis
+    wall *= (1 - 0.45 * mean_fibrosis) * (1 - 0.25 * recipe.haze)
     tint = np.exp(rng.normal(0, 0.1, len(kinds)))
-    content = np.exp(rng.normal(0.1, 0.7, len(kinds)))
+    content = np.exp(np.clip(rng.normal(0.1, 0.7, len(kinds)), -1.5, 0.9))
     return Tubules(rings, kinds, wall, tint, content, mean_fibrosis)

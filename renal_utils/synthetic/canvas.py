@@ -24,6 +24,7 @@ class Canvas:
         um: Pixels a micrometre.
         material: Ids of ``materials.MATERIALS``.
         tint: Factor on the stains.
+        veil: Factor on the haze in lumens.
         glomeruli: Instance ids.
         nuclei: Instance ids.
         nucleus_dye: Haematoxylin of nuclei, in hundredths.
@@ -35,6 +36,7 @@ class Canvas:
     um: float
     material: Ids = field(init=False)
     tint: Float32[np.ndarray, "S S"] = field(init=False)
+    veil: Float32[np.ndarray, "S S"] = field(init=False)
     glomeruli: Int32[np.ndarray, "S S"] = field(init=False)
     nuclei: Int32[np.ndarray, "S S"] = field(init=False)
     nucleus_dye: Ids = field(init=False)
@@ -43,7 +45,7 @@ class Canvas:
         shape = (self.size, self.size)
         self.material, self.nucleus_dye = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
         self.glomeruli, self.nuclei = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        self.tint = np.ones(shape, np.float32)
+        self.tint, self.veil = np.ones(shape, np.float32), np.ones(shape, np.float32)
 
     def points(self, rings: Shaped[np.ndarray, "*n 2"]) -> Int32[np.ndarray, "*n 2"]:
         """Return slide positions in OpenCV's fixed point, where a pixel's centre is whole."""

@@ -21,6 +21,7 @@ _WHITE = np.array([246.0, 244.0, 247.0])
 # Lean of real slides' stains from the published vectors, and where a hue of 1 takes them.
 _LEAN = np.array([[-0.04, 0.0, 0.06], [0.03, -0.02, 0.08]])
 _BLUER = np.array([[0.07, -0.02, -0.05], [0.07, -0.03, -0.06]])
+_HAZE = (0.07, 0.17)  # haematoxylin and PAS of full haze
 _CHROMATIN = 0.62  # haematoxylin of an ordinary nucleus
 
 
@@ -76,6 +77,11 @@ def _concentrations(canvas: Canvas, plan: SlidePlan, fibrosis: Plane) -> tuple[P
     pas = cv2.LUT(canvas.material, materials.PAS) * canvas.tint
     pas *= np.maximum(texture, np.float32(-0.9)) + 1
     pas *= 1 + np.float32(0.5) * scar
+    if plan.recipe.haze > 0:
+        haze = cv2.LUT(canvas.material, materials.VOID) * canvas.veil
+        haze *= np.float32(plan.recipe.haze) * (1 + np.float32(0.12) * grain)
+        pas += np.float32(_HAZE[1]) * haze
+        haematoxylin += np.float32(_HAZE[0]) * haze
     nuclei = canvas.nuclei > 0
     rim = cv2.blur(nuclei.view(np.uint8) * np.uint8(100), (5, 5)) * np.float32(-0.0035)
     chromatin = (rim + np.float32(1.12) + np.float32(0.16) * grain) * np.float32(_CHROMATIN / 100)

@@ -90,6 +90,20 @@ def _column(name: str) -> np.ndarray:
 
 
 HAEMATOXYLIN, PAS = _column("haematoxylin"), _column("pas")
+# Where there is hardly any tissue, so that haze shows.
+VOID = np.zeros(256, np.float32)
+for _name, _share in {
+    "proximal_lumen": 1.0,
+    "distal_lumen": 1.0,
+    "collecting_lumen": 1.0,
+    "ascending_lumen": 1.0,
+    "thin_lumen": 1.0,
+    "capillary": 0.9,
+    "bowman_space": 0.7,
+    "loop_open": 1.1,
+    "vessel_lumen": 0.35,
+}.items():
+    VOID[ID[_name]] = _share
 GRAIN, CLOUD, FIBRE = _column("grain"), _column("cloud"), _column("fibre")
 TISSUE = np.zeros(256, np.uint8)
 TISSUE[: len(MATERIALS)] = [KIDNEY_TISSUES.id_of(m.tissue) for m in MATERIALS]

@@ -124,6 +124,8 @@ def _paint_tubules(canvas: Canvas, plan: SlidePlan, solid: UInt8[np.ndarray, "S 
     np.copyto(canvas.material, kind + zone, where=inside)
     np.copyto(canvas.tint, each(tubules.tint), where=inside)
     np.copyto(canvas.tint, each(tubules.content), where=inside & (zone == 3))
+    veil = np.clip(1 - (depth - wall) * np.float32(1 / (14 * um)), 0.4, 1)
+    np.copyto(canvas.veil, veil * each(tubules.content) ** 0.5, where=inside)
 
 
 def _paint_nuclei(canvas: Canvas, plan: SlidePlan) -> None:

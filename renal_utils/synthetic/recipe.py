@@ -31,6 +31,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "haematoxylin": (0.2, 3.0),
     "pas": (0.2, 3.0),
     "hue": (-1.0, 1.0),
+    "haze": (0.0, 1.0),
     "blur_um": (0.0, 5.0),
     "noise": (0.0, 30.0),
 }
@@ -56,6 +57,7 @@ class Recipe:
         haematoxylin: Strength of the nuclear stain.
         pas: Strength of the periodic acid-Schiff stain.
         hue: Shift of both stains, -1 (redder) to 1 (bluer).
+        haze: How far lumens are veiled, as in thick frozen sections; 0 in thin paraffin sections.
         gain: Scanner's factor on red, green and blue, 0.8 to 1.1.
         blur_um: Standard deviation of the scanner's blur.
         noise: Standard deviation of the camera's noise, grey levels.
@@ -83,6 +85,7 @@ class Recipe:
     haematoxylin: float = 1.0
     pas: float = 1.0
     hue: float = 0.0
+    haze: float = 0.1
     gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
     blur_um: float = 0.4
     noise: float = 2.0
@@ -175,6 +178,9 @@ def donor_recipe(group: str, rng: np.random.Generator, **fixed: Any) -> Recipe:
         values[name] = min(values[name] * factor, RANGES[name][1])
     values["hue"] = float(rng.uniform(-0.8, 0.8))
     values["gain"] = tuple(float(g) for g in 1 - rng.uniform(0, 0.06, 3))
+    frozen = bool(rng.random() < 0.35)
+    values["haze"] = float(rng.uniform(0.55, 1.0) if frozen else rng.uniform(0.0, 0.3))
+    values["pas"] *= 1.2 if frozen else 1.0
     for name, chance in (("pen_mark", 0.3), ("fold", 0.35), ("tear", 0.4)):
         values[name] = bool(rng.random() < chance)
     return Recipe(**(values | fixed))

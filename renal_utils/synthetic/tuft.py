@@ -84,7 +84,7 @@ def make_glomerulus(
     if sclerosed:
         tuft = (outline - xy) * rng.uniform(0.86, 0.97) + rng.normal(0, 0.02 * radius, 2) + xy
         return Glomerulus(*parts, tuft, empty, np.zeros(0, bool), [], empty, [], tint)
-    tuft, lobes = _make_tuft(outline - xy, radius, rng)
+    tuft, lobes = _make_tuft(outline - xy, radius, 1 - 0.65 * recipe.haze, rng)
     cells, middles = _tuft_cells(tuft, 7.6 * um * rng.uniform(0.92, 1.1), rng)
     stalk, seam = _lobe_distances(middles, lobes)
     solid = _solid_places(middles, radius, recipe, rng)
@@ -97,7 +97,7 @@ def make_glomerulus(
         *parts,
         tuft + at,
         loops,
-        rng.random(len(loops)) < rng.uniform(0.15, 0.8),
+        rng.random(len(loops)) < rng.uniform(0.15 + 0.5 * recipe.haze, 0.8),
         [c + at for c, k in zip(cells, mesangial, strict=True) if k],
         _rounded([c for c, k in zip(cells, slit, strict=True) if k], 0.6 * um, at, rng),
         [c + at for c, k in zip(cells, solid, strict=True) if k],
@@ -106,18 +106,25 @@ def make_glomerulus(
 
 
 def _make_tuft(
-    outline: np.ndarray, radius: float, rng: np.random.Generator
+    outline: np.ndarray, radius: float, room: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tuft's edge, lobed and drawn to one side, and the middles of its lobules."""
+    """Return the tuft's edge, lobed and drawn to one side, and the middles of its lobules.
+
+    Args:
+        outline: Capsule, about (0, 0).
+        radius: Its mean radius, pixels.
+        room: Factor on the width of Bowman's space.
+        rng: Source of chance.
+    """
     angle = np.arctan2(outline[:, 1], outline[:, 0])
     hilum, lobe_count = rng.uniform(0, 2 * np.pi), int(rng.integers(5, 9))
-    space = rng.choice([0.05, 0.09, 0.14, 0.22], p=[0.35, 0.35, 0.2, 0.1])
+    space = room * rng.choice([0.05, 0.09, 0.14, 0.22], p=[0.35, 0.35, 0.2, 0.1])
     phases = hilum + (np.arange(lobe_count) + 0.5 + rng.normal(0, 0.1, lobe_count)) * (
         2 * np.pi / lobe_count
     )
     lobed = np.max(np.cos(angle[:, None] - phases[None]), axis=1)
     away = 0.5 - 0.5 * np.cos(angle - hilum)
-    size = 0.985 - space * (0.35 + 1.1 * away) - rng.uniform(0.5, 1.3) * (1 - lobed)
+    size = 0.985 - space * (0.35 + 1.1 * away) - room * rng.uniform(0.5, 1.3) * (1 - lobed)
     tuft = outline * size[:, None]
     lobes = np.stack([np.cos(phases), np.sin(phases)], 1) * radius * 0.56
     inner = rng.uniform(0.05, 0.2) * radius
