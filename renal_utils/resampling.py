@@ -71,10 +71,11 @@ def block_mean(pixels: UInt8[np.ndarray, "H W C"], factor: int) -> UInt8[np.ndar
 
     Height and width must be multiples of ``factor``.
     """
-    rows = pixels[::factor].astype(np.uint16 if factor < 256 else np.uint32)
+    exact = np.uint16 if factor < 256 else np.uint32
+    rows: np.ndarray = pixels[::factor].astype(exact)
     for offset in range(1, factor):
         rows += pixels[offset::factor]
-    sums = rows[:, ::factor].astype(np.uint32)
+    sums: np.ndarray = rows[:, ::factor].astype(np.uint32)
     for offset in range(1, factor):
         sums += rows[:, offset::factor]
     sums += factor * factor // 2

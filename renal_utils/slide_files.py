@@ -60,7 +60,7 @@ def _guess_engine(path: Path) -> str:
 class ImageSource:
     """A JPEG or PNG as a slide of one level and one tile, decoded when first read."""
 
-    stated_mpp = None  # the resolution of such files is that of a screen
+    stated_mpp: tuple[float, str] | None = None  # the resolution of such files is that of a screen
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -68,7 +68,7 @@ class ImageSource:
             self.palette = _read_palette(image)
             self.channels = 1 if image.mode in ("1", "L", "P", "I", "I;16") else 3
             self.dtype = np.dtype(np.uint16 if image.mode.startswith("I") else np.uint8)
-            self.levels = (Level(image.size, 1.0, image.size),)
+            self.levels: tuple[Level, ...] = (Level(image.size, 1.0, image.size),)
 
     def tile(self, level: int, column: int, row: int) -> Integer[np.ndarray, "H W C"]:
         with self._open() as image:
@@ -112,7 +112,8 @@ def _read_palette(image: Any) -> UInt8[np.ndarray, "256 3"] | None:
 class OpenSlideSource:
     """A slide read by OpenSlide; transparent pixels become white."""
 
-    channels, dtype, palette = 3, np.dtype(np.uint8), None
+    channels, dtype = 3, np.dtype(np.uint8)
+    palette: UInt8[np.ndarray, "256 3"] | None = None
 
     def __init__(self, path: Path) -> None:
         self._path, self._pid = path, os.getpid()

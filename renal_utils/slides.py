@@ -10,12 +10,7 @@ be sent to a worker process, where it opens its file anew.
 """
 
 import itertools
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
@@ -25,48 +20,12 @@ from renal_utils.geometry import Box, check_mpp, scaled_size
 from renal_utils.slide_files import open_source
 from renal_utils.slide_levels import Level, SlideSource
 from renal_utils.slide_writing import write_pyramid
+from renal_utils.tile_cache import TileCache
 
-__all__ = ["Level", "Slide", "SlideView", "TileCache", "open_slide", "write_pyramid"]
+__all__ = ["Level", "Slide", "SlideView", "open_slide", "write_pyramid"]
 
 WHITE = 255
-CACHE_BYTES = 256 * 2**20
 _STEP_BYTES = 8 * 2**20  # source pixels that a view resamples at a time
-
-
-class TileCache:
-    """The tiles decoded last, up to a number of bytes; safe in threads and after a fork."""
-
-    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
-        self.max_bytes, self.bytes_held = max_bytes, 0
-        self._tiles: OrderedDict[tuple, np.ndarray] = OrderedDict()
-        self._lock, self._pid = threading.Lock(), os.getpid()
-
-    def get(self, key: tuple, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return the tile called ``key``, decoding it (outside the lock) where it is absent."""
-        with self._locked():
-            if key in self._tiles:
-                self._tiles.move_to_end(key)
-                return self._tiles[key]
-        tile = decode()
-        tile.flags.writeable = False
-        with self._locked():
-            if key not in self._tiles:
-                self._tiles[key] = tile
-                self.bytes_held += tile.nbytes
-            while self.bytes_held > self.max_bytes and len(self._tiles) > 1:
-                self.bytes_held -= self._tiles.popitem(last=False)[1].nbytes
-        return tile
-
-    def forget(self, owner: int, *, keep: Callable[[tuple], bool] = lambda key: False) -> None:
-        """Drop the tiles of one slide, those whose keys begin with its number, but for some."""
-        with self._locked():
-            for key in [key for key in self._tiles if key[0] == owner and not keep(key)]:
-                self.bytes_held -= self._tiles.pop(key).nbytes
-
-    def _locked(self) -> Any:
-        if self._pid != os.getpid():  # a thread of the parent may have held the lock at the fork
-            self._lock, self._pid = threading.Lock(), os.getpid()
-        return self._lock
 
 
 _CACHE = TileCache()

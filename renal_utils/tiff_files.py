@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import imagecodecs
@@ -230,7 +230,7 @@ def _cut_off(path: Path, found: str) -> str:
     )
 
 
-def _check_chain(tif: tifffile.TiffFile, path: Path) -> None:
+def _check_chain(tif: Any, path: Path) -> None:
     """Refuse a file whose directories point behind its end; tifffile would leave those out."""
     size, layout = path.stat().st_size, tif.tiff
     if len(tif.pages) == 0:
@@ -249,7 +249,7 @@ def _check_chain(tif: tifffile.TiffFile, path: Path) -> None:
         raise ValueError(_cut_off(path, f"a directory lies at byte {max(pointers)}"))
 
 
-def _order(tif: tifffile.TiffFile) -> str:
+def _order(tif: Any) -> Literal["little", "big"]:
     return "little" if tif.byteorder == "<" else "big"
 
 
@@ -353,11 +353,11 @@ def _palette(page: Any) -> UInt8[np.ndarray, "256 3"] | None:
     return (page.colormap >> 8).astype(np.uint8).T.copy()
 
 
-def _stated_mpp(tif: tifffile.TiffFile, series: Any) -> tuple[float, str] | None:
+def _stated_mpp(tif: Any, series: Any) -> tuple[float, str] | None:
     """Return the scale that the file states, from the most to the least trustworthy place."""
     description = tif.pages[0].description or ""
     if found := re.search(r"\bMPP\s*=\s*([^|\s]+)", description):
-        return float(found[1]), "MPP in the Aperio description"
+        return _number(found[1]), "MPP in the Aperio description"
     if tif.is_ome and (mpp := _ome_mpp(tif.ome_metadata or "")) is not None:
         return mpp, "PhysicalSizeX in the OME-XML"
     microns = {2: 25400.0, 3: 10000.0}.get(int(series.keyframe.resolutionunit or 1))
@@ -368,8 +368,19 @@ def _stated_mpp(tif: tifffile.TiffFile, series: Any) -> tuple[float, str] | None
 
 
 def _ome_mpp(xml: str) -> float | None:
-    pixels = ElementTree.fromstring(xml).find(".//{*}Pixels")
+    try:
+        pixels = ElementTree.fromstring(xml).find(".//{*}Pixels")
+    except ElementTree.ParseError:
+        return None
     if pixels is None or "PhysicalSizeX" not in pixels.attrib:
         return None
     unit = _MICRONS.get(pixels.attrib.get("PhysicalSizeXUnit", "µm"))
-    return None if unit is None else float(pixels.attrib["PhysicalSizeX"]) * unit
+    return None if unit is None else _number(pixels.attrib["PhysicalSizeX"]) * unit
+
+
+def _number(text: str) -> float:
+    """Return the number written in ``text``, or NaN, which no check of a scale lets pass."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from renal_utils import slides
-from renal_utils.slides import Slide, TileCache, open_slide
+from renal_utils.slides import Slide, open_slide
 from renal_utils.tiff_files import level_downsample
+from renal_utils.tile_cache import TileCache
 
 SIZE = (300, 210)  # width, height; no multiple of any tile
 APERIO = "Aperio Image Library v11.2.1\r\n300x210 (64x64) J2K|AppMag = 20|MPP = {}|Left = 1.5"
@@ -376,6 +377,10 @@ def test_an_absurd_scale_is_refused_and_can_be_put_right(tmp_path):
         open_slide(path)
     with open_slide(path, mpp=0.499) as slide:
         assert slide.mpp == 0.499
+    worded = write(tmp_path / "worded.svs", make_image(), **TILED, **RGB, metadata=None,
+                   description=APERIO.format("unknown"))  # fmt: skip
+    with pytest.raises(ValueError, match=r"worded\.svs.*Aperio.*nan"):
+        open_slide(worded)
     for mpp in (0, -1, 1e6, float("nan")):
         with pytest.raises(ValueError, match=r"s\.svs"):
             open_slide(path, mpp=mpp)
