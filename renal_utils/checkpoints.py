@@ -152,8 +152,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, note: str | None
         tensors: Any device and memory layout; stored on the CPU, contiguous.
         note: Text kept in the file's header.
     """
-    layout = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
-    plain = {name: tensor.detach().to(**layout) for name, tensor in tensors.items()}
+    plain = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
     # One entry only: several would come out in any order, and the bytes would differ.
     save_file(plain, path, metadata=None if note is None else {"note": note})
     with path.open("rb+") as file:

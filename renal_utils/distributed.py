@@ -9,6 +9,7 @@ number of ranks changes the speed and not the training.
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import torch.distributed
@@ -18,6 +19,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from renal_utils.runtime import pick_device, pick_precision
+
+_KEPT = (
+    "num_workers",
+    "collate_fn",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "generator",
+    "prefetch_factor",
+    "persistent_workers",
+)
 
 
 def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
@@ -30,6 +43,7 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
     found = pick_device(device)
     settings: dict[str, Any] = {"accelerator": found.type, "devices": 1}
+    settings["precision"] = pick_precision(precision, found)
     if found.index is not None:
         settings["devices"] = [found.index] if found.type == "cuda" else 1
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
@@ -38,7 +52,7 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
         # Encoders of pretrained networks hold layers that a segmentation never uses; DDP allows
         # that where the same ones are used in each step.
         settings["strategy"] = DDPStrategy(static_graph=True)
-    fabric = Fabric(precision=pick_precision(precision, found), **settings)
+    fabric = Fabric(**settings)
     fabric.launch()
     return fabric
 
@@ -47,7 +61,7 @@ class RankBatches:
     """Each batch's part for one rank: its items ``rank``, ``rank + world_size``, ...
 
     Args:
-        batches: The loader's batch sampler, which gives lists of indices.
+        batches: The batch sampler, which gives lists of indices, or of what stands for them.
         rank: Number of this process.
         world_size: Number of processes.
         even: Repeat items of a batch that cannot be dealt evenly, so that no rank waits for
@@ -57,7 +71,7 @@ class RankBatches:
     def __init__(self, batches: Any, *, rank: int, world_size: int, even: bool) -> None:
         self.batches, self.rank, self.world_size, self.even = batches, rank, world_size, even
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         for batch in self.batches:
             part = self._part(list(batch))
             if part:
@@ -67,12 +81,10 @@ class RankBatches:
         """Count the batches of the whole; without ``even`` this rank may see fewer."""
         return len(self.batches)
 
-    def _part(self, batch: Sequence[int]) -> list[int]:
+    def _part(self, batch: Sequence[Any]) -> list[Any]:
         if self.even:
-            batch = [
-                batch[i % len(batch)]
-                for i in range(-(-len(batch) // self.world_size) * self.world_size)
-            ]
+            missing = -len(batch) % self.world_size
+            batch = [*batch, *islice(cycle(batch), missing)]
         return list(batch[self.rank :: self.world_size])
 
 
@@ -92,11 +104,8 @@ def deal_batches(loader: Any, fabric: Fabric, *, even: bool) -> Any:
     part = RankBatches(
         loader.batch_sampler, rank=fabric.global_rank, world_size=fabric.world_size, even=even
     )
-    kept = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn")
-    kept += ("multiprocessing_context", "generator", "prefetch_factor", "persistent_workers")
-    return DataLoader(
-        loader.dataset, batch_sampler=part, **{name: getattr(loader, name) for name in kept}
-    )
+    kept = {name: getattr(loader, name) for name in _KEPT}
+    return DataLoader(loader.dataset, batch_sampler=part, **kept)
 
 
 def share_buffers(model: nn.Module, fabric: Fabric) -> None:

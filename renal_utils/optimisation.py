@@ -88,9 +88,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | int | N
     Returns:
         The norm before clipping; NaN or infinite when any gradient is.
     """
-    parameters = [p for p in parameters if p.grad is not None]
+    parameters = list(parameters)
     if max_norm is None:
-        return float(nn.utils.get_total_norm([p.grad for p in parameters]))
+        return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     return float(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 

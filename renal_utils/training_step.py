@@ -55,9 +55,9 @@ class Trainee:
 def prepare(model: nn.Module, loss: nn.Module, plan: TrainingPlan) -> Trainee:
     """Bring network, loss and optimiser to the device and under Fabric."""
     fabric = make_fabric(plan.device, plan.precision)
-    model.to(fabric.device, memory_format=torch.channels_last)
+    model.to(fabric.device).to(memory_format=torch.channels_last)
     loss.to(fabric.device)
-    groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
     if learned := [p for p in loss.parameters() if p.requires_grad]:
         groups.append({"params": learned, "weight_decay": 0.0})
     optimizer = build_optimizer(
@@ -125,7 +125,8 @@ def take_step(
     loss = trainee.loss(output, target)
     fabric.backward(loss)
     norm = clip_gradients(trainee.parameters, trainee.plan.clip_norm)
-    mean_loss = float(fabric.all_reduce(loss.detach()))  # NaN on one rank is NaN on all
+    # The mean over ranks: NaN on one is NaN on all, so that all of them stop.
+    mean_loss = torch.as_tensor(fabric.all_reduce(loss.detach())).item()
     if not (math.isfinite(mean_loss) and math.isfinite(norm)):
         raise NonFiniteLossError(_explain(loss.item(), norm, where, batch, of))
     trainee.optimizer.step()
