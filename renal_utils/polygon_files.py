@@ -180,7 +180,7 @@ def _polygon(outline: Any, *holes: Any) -> Polygon:
 @contextmanager
 def _open_text(path: Path) -> Iterator[io.TextIOBase]:
     with path.open("wb") as raw, ExitStack() as stack:
-        target = raw
+        target: Any = raw
         if path.suffix == ".gz":
             target = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
         yield stack.enter_context(io.TextIOWrapper(target, encoding="utf-8"))
