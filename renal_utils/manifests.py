@@ -179,7 +179,7 @@ class PatchReader:
     Open files are not carried into another process: a forked or spawned one opens its own.
     """
 
-    def __init__(self, *, max_open: int = 8) -> None:
+    def __init__(self, *, max_open: int = 64) -> None:
         self.max_open = max_open
         self._opened: OrderedDict[tuple, tuple[SlideView, LabelSource]] = OrderedDict()
         self._process = os.getpid()
@@ -204,6 +204,7 @@ class PatchReader:
     def open(self, patch: Patch) -> tuple[SlideView, LabelSource]:
         """Return the patch's image at its working scale, and its labels."""
         if self._process != os.getpid():
+            self._inherited = self._opened  # kept and never touched: closing may wait for a lock
             self._opened, self._process = OrderedDict(), os.getpid()
         key = patch.image_key
         if key not in self._opened:
@@ -216,14 +217,16 @@ class PatchReader:
         return self._opened[key]
 
     def close(self) -> None:
-        """Close all images of this process."""
-        while self._opened:
+        """Close all images that this process opened."""
+        while self._process == os.getpid() and self._opened:
             self._close(self._opened.popitem()[1])
 
     def _close(self, opened: tuple[SlideView, LabelSource]) -> None:
-        if self._process == os.getpid():
-            opened[0].slide.close()
-            opened[1].close()
+        opened[0].slide.close()
+        opened[1].close()
+
+    def __del__(self) -> None:
+        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"max_open": self.max_open, "_opened": OrderedDict(), "_process": -1}

@@ -190,6 +190,17 @@ def test_a_broken_manifest_is_refused_by_name(record: ImageRecord) -> None:
         write_manifest(manifest, folder / "m.xlsx")
 
 
+def test_a_full_disk_leaves_the_old_manifest(record: ImageRecord, small_disk) -> None:
+    folder = small_disk(1)
+    manifest = cut_patches([record], patch_px=64, stride_px=64)
+    write_manifest(manifest, folder / "m.csv")
+    many = pd.concat([manifest.assign(patch_id=manifest["patch_id"] + f"_{i}") for i in range(500)])
+    with pytest.raises(OSError, match="No space left"):
+        write_manifest(many, folder / "m.csv")
+    assert [path.name for path in folder.iterdir()] == ["m.csv"]
+    assert read_manifest(folder / "m.csv").equals(manifest)
+
+
 def test_missing_files_are_named(record: ImageRecord) -> None:
     path = record.image_path.parent / "m.csv"
     write_manifest(cut_patches([record], patch_px=64, stride_px=64), path)
