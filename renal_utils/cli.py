@@ -26,19 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         return options.verb(options)
-    except (ValueError, OSError) as error:
-        code = 2
-        reason = error
-    except RuntimeError as error:
-        code = 1
-        reason = error
+    except (ValueError, OSError, RuntimeError) as error:
+        if options.debug:
+            raise
+        print(f"renal: {error or type(error).__name__}", file=sys.stderr)
+        return 1 if isinstance(error, RuntimeError) else 2
     except KeyboardInterrupt:
         print("renal: stopped", file=sys.stderr)
         return 130
-    if options.debug:
-        raise reason
-    print(f"renal: {reason or type(reason).__name__}", file=sys.stderr)
-    return code
 
 
 def make_parser() -> argparse.ArgumentParser:
