@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 import yaml
-from conftest import PROJECT
+from conftest import LESSONS, PROJECT
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -93,6 +93,19 @@ def test_no_file_names_a_package_index(name):
 def test_the_address_check_knows_an_address():
     for line in ("--index-url https://a.org/simple", "x @ git+ssh://a/b", "find-links = /wheels"):
         assert ADDRESS.search(line)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files_that_are_there(name):
+    links = re.findall(r"\]\(([^)#]+)\)", (PROJECT / name).read_text())
+    own = [link for link in links if "://" not in link]
+    assert [link for link in own if not (PROJECT / link).exists()] == []
+
+
+def test_the_readme_names_every_lesson():
+    text = (PROJECT / "README.md").read_text()
+    assert LESSONS
+    assert [path.name for path in LESSONS if f"(notebooks/{path.name})" not in text] == []
 
 
 @pytest.mark.parametrize("command", [("check",), ("format", "--check")])
