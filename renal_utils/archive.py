@@ -31,7 +31,7 @@ from renal_utils.records import ImageRecord
 from renal_utils.runtime import display_path, file_hash, read_json, resolve_path, write_json
 
 # Raised whenever the same seed gives other slides than before.
-DRAWING = 1
+DRAWING = 2
 _STALE_SECONDS = 6 * 3600
 _TRUTHS = {"tissues": ("label_image", "kidney_tissues"), "nuclei": ("instance_image", "nuclei")}
 
@@ -53,7 +53,7 @@ def draw_archive(
         seed: Decides everything; not negative.
         slide_px: Width and height of each slide.
         donors: How many; groups take turns. Every second of a group is kept from training.
-        workers: Processes that draw, each about 0.5 GB at 4096 pixels.
+        workers: Processes that draw, each about 1.2 GB at 4096 pixels.
         overwrite: Replace an archive that is there.
         progress: Show a progress bar.
 

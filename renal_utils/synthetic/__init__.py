@@ -5,7 +5,8 @@ vessels, tubules packed edge to edge, nuclei. `draw_region` then paints any part
 truth. The painting works in fixed blocks of the slide, so that what it shows never depends on
 the region asked for. Stains mix as optical densities (Beer-Lambert).
 
-Order inside the package: recipe, noise, packing -> tuft, anatomy, nuclei -> plan -> raster.
+Order inside the package: recipe, canvas, packing -> noise -> terrain, tuft -> anatomy -> tubules ->
+nuclei, artefacts -> plan -> materials, painting, colouring -> raster.
 """
 
 from renal_utils.synthetic.plan import SlidePlan, plan_slide

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from renal_utils.synthetic.anatomy import Terrain
 from renal_utils.synthetic.packing import ring_normals
 from renal_utils.synthetic.recipe import Recipe
+from renal_utils.synthetic.terrain import Terrain
 from renal_utils.synthetic.tuft import Glomerulus
 
 # Optical densities (red, green, blue) of marker inks.

@@ -7,10 +7,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 
-from renal_utils.synthetic.anatomy import Terrain, Tubules, Vessel
+from renal_utils.synthetic.anatomy import Vessel
 from renal_utils.synthetic.noise import sample_field
 from renal_utils.synthetic.packing import resample, ring_normals
 from renal_utils.synthetic.recipe import Recipe
+from renal_utils.synthetic.terrain import Terrain
+from renal_utils.synthetic.tubules import Tubules
 from renal_utils.synthetic.tuft import Glomerulus
 
 NUCLEUS_NAMES = (

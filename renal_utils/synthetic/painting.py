@@ -20,9 +20,12 @@ def paint(canvas: Canvas, plan: SlidePlan) -> None:
     solid = _paint_vessels(canvas, plan)
     for glomerulus in plan.glomeruli:
         if canvas.sees_ring(glomerulus.outline):
-            canvas.fill(solid, [glomerulus.outline], 1)
             canvas.fill(canvas.glomeruli, [glomerulus.outline], glomerulus.id)
+            before = canvas.material.copy()
             _paint_glomerulus(canvas, glomerulus, plan.recipe.wall_scale)
+            outside = canvas.glomeruli != glomerulus.id
+            np.copyto(canvas.material, before, where=outside)
+    solid[canvas.glomeruli > 0] = 1
     _paint_tubules(canvas, plan, solid)
     canvas.fill(canvas.material, plan.artefacts.tears, ID["glass"])
     _paint_nuclei(canvas, plan)

@@ -6,20 +6,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from renal_utils.synthetic.anatomy import (
-    TUBULE_NAMES,
-    Terrain,
-    Tubules,
-    Vessel,
-    pack_tubules,
-    place_glomeruli,
-    place_vessels,
-    survey_terrain,
-)
+from renal_utils.synthetic.anatomy import Vessel, place_glomeruli, place_vessels
 from renal_utils.synthetic.artefacts import Artefacts, place_artefacts
 from renal_utils.synthetic.nuclei import NUCLEUS_NAMES, Nuclei, place_nuclei
 from renal_utils.synthetic.packing import ring_area
 from renal_utils.synthetic.recipe import Recipe
+from renal_utils.synthetic.terrain import Terrain, survey_terrain
+from renal_utils.synthetic.tubules import TUBULE_NAMES, Tubules, pack_tubules
 from renal_utils.synthetic.tuft import Glomerulus
 
 
