@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from renal_utils.bandstore import BandStore
@@ -54,6 +54,7 @@ def test_bands_yields_all_rows_in_any_height(tmp_path):
 
 
 @settings(max_examples=40, deadline=None)
+@example(cut=1.0, noise=True, seed=0)
 @given(cut=st.floats(0, 1), noise=st.booleans(), seed=st.integers(0, 2**31))
 def test_a_file_cut_or_overwritten_anywhere_keeps_the_bands_before(
     tmp_path_factory, cut, noise, seed
@@ -70,7 +71,8 @@ def test_a_file_cut_or_overwritten_anywhere_keeps_the_bands_before(
     whole = max((rows for end, rows in ends if end <= at), default=0)
     with BandStore(path, width_px=WIDTH, key="a run") as store:
         assert store.rows_done == whole
-        store.append(image[whole:])
+        if whole < 64:
+            store.append(image[whole:])
     with BandStore(path, width_px=WIDTH, key="a run") as store:
         np.testing.assert_array_equal(store.read(Box(0, 0, WIDTH, 64)), image)
 
