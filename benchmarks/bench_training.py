@@ -20,7 +20,7 @@ from renal_utils.runtime import pick_precision
 from renal_utils.training import TrainingPlan
 from renal_utils.training_step import prepare, take_step
 
-WARM_UP, RUNS = 2, 5
+WARM_UP, RUNS = 2, 7
 PLAN = TrainingPlan(device="cpu")
 
 

@@ -163,7 +163,12 @@ def _write(folder: Path, trainee: Trainee, state: RunState, info: CheckpointInfo
     """Write what the epoch left. The state comes last: with it the epoch counts as finished."""
     row, model = state.rows[-1], trainee.bare["model"]
     known = provenance(plan=asdict(trainee.plan), precision=trainee.precision, epoch=row["epoch"])
-    scores = {k: v for k, v in row.items() if k.startswith("val_") and math.isfinite(v)}
+    passing = ("val_seconds", "val_threshold")  # a clock, and what has a place of its own
+    scores = {
+        k: v
+        for k, v in row.items()
+        if k.startswith("val_") and k not in passing and math.isfinite(v)
+    }
     named = replace(
         info,
         threshold=row.get("val_threshold"),

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
+from renal_utils import training
 from renal_utils.checkpoints import CheckpointInfo, load_checkpoint
 from renal_utils.labels import FOUR_TISSUES, GLOMERULI
 from renal_utils.losses import build_loss
 from renal_utils.models.build import build_model
+from renal_utils.run_state import save_run
 from renal_utils.training import (
     NonFiniteLossError,
     TrainingPlan,
@@ -225,6 +227,21 @@ def test_a_training_killed_in_epoch_3_resumes_to_the_same_numbers(tmp_path, stra
     load_checkpoint(tmp_path / "best.safetensors")
     resumed = train(tmp_path, resume=True)
     assert_same_training(straight, resumed)
+
+
+def test_a_training_stopped_while_it_writes_an_epoch_resumes_to_the_same_numbers(
+    tmp_path, straight, monkeypatch
+):
+    def stop_in_epoch_3(folder, state, modules, optimizer):
+        if state.epochs_done == 3:
+            raise KeyboardInterrupt
+        save_run(folder, state, modules, optimizer)
+
+    monkeypatch.setattr(training, "save_run", stop_in_epoch_3)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    monkeypatch.undo()
+    assert_same_training(straight, train(tmp_path, resume=True))
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path):
