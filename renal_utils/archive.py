@@ -31,7 +31,7 @@ from renal_utils.records import ImageRecord
 from renal_utils.runtime import display_path, file_hash, read_json, resolve_path, write_json
 
 # Raised whenever the same seed gives other slides than before.
-DRAWING = 2
+DRAWING = 3
 _STALE_SECONDS = 6 * 3600
 _TRUTHS = {"tissues": ("label_image", "kidney_tissues"), "nuclei": ("instance_image", "nuclei")}
 

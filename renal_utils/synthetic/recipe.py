@@ -177,7 +177,7 @@ def donor_recipe(group: str, rng: np.random.Generator, **fixed: Any) -> Recipe:
         factor = float(np.exp(np.clip(rng.normal(), -2, 2) * spread))
         values[name] = min(values[name] * factor, RANGES[name][1])
     values["hue"] = float(rng.uniform(-0.8, 0.8))
-    values["gain"] = tuple(float(g) for g in 1 - rng.uniform(0, 0.06, 3))
+    values["gain"] = tuple(float(g) for g in 1 - rng.uniform(0, 0.03, 3))
     frozen = bool(rng.random() < 0.35)
     values["haze"] = float(rng.uniform(0.55, 1.0) if frozen else rng.uniform(0.0, 0.3))
     values["pas"] *= 1.2 if frozen else 1.0

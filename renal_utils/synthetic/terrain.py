@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from renal_utils.synthetic.noise import coarse_field
+from renal_utils.synthetic.noise import coarse_field, periodic_noise
 from renal_utils.synthetic.packing import resample, ring_normals
 from renal_utils.synthetic.recipe import Recipe
 
@@ -49,9 +49,9 @@ def survey_terrain(recipe: Recipe, rng: np.random.Generator) -> Terrain:
     shape = (int(np.ceil(size[1] / cell)), int(np.ceil(size[0] / cell)))
     turn = rng.uniform(0, 2 * np.pi)
     outward = np.array([np.cos(turn), np.sin(turn)])
-    outline = _tissue_outline(size, rng)
+    outline, cut = _tissue_outline(size, 6 / recipe.mpp, rng)
     pole = size / 2 - outward * 0.95 * size.max()
-    capsule = ring_normals(outline[None])[0] @ -outward > 0.45
+    capsule = (ring_normals(outline[None])[0] @ -outward > 0.45) & ~cut
     places = (np.stack(np.meshgrid(np.arange(shape[1]), np.arange(shape[0])), -1) + 0.5) * cell
     radius = np.hypot(*np.moveaxis(places - pole, -1, 0))
     outer, inner = np.hypot(*(outline - pole).T).max(), np.hypot(*(outline - pole).T).min()
@@ -65,8 +65,10 @@ def survey_terrain(recipe: Recipe, rng: np.random.Generator) -> Terrain:
     return Terrain(cell, outline, capsule, pole, cortex, ray, fibrosis, shade, inside)
 
 
-def _tissue_outline(size: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the edge of a section that nearly fills the slide, with glass around it."""
+def _tissue_outline(
+    size: np.ndarray, rough_px: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the edge of a section that nearly fills the slide, and where the knife cut it."""
     angle = np.linspace(0, 2 * np.pi, 720, endpoint=False)
     power = rng.uniform(2.6, 4.5)
     box = (np.abs(np.cos(angle)) ** power + np.abs(np.sin(angle)) ** power) ** (-1 / power)
@@ -74,12 +76,15 @@ def _tissue_outline(size: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for order in range(1, 90):
         wobble += rng.normal() * 0.07 / order**1.5 * np.cos(order * angle + rng.uniform(0, 7))
     ring = np.stack([np.cos(angle), np.sin(angle)], 1) * (box * (0.455 + 0.5 * wobble))[:, None]
-    for _ in range(int(rng.integers(1, 4))):  # straight cuts of the knife
-        turn = rng.uniform(0, 2 * np.pi)
-        side = np.array([np.cos(turn), np.sin(turn)])
-        beyond = ring @ side - rng.uniform(0.34, 0.46)
-        ring -= np.maximum(beyond, 0)[:, None] * side
-    return resample(np.clip(ring, -0.49, 0.49) * size + size / 2, 960)
+    turns = rng.uniform(0, 2 * np.pi, int(rng.integers(1, 4)))
+    sides = np.stack([np.cos(turns), np.sin(turns)])
+    limits = rng.uniform(0.34, 0.46, len(turns))
+    for side, limit in zip(sides.T, limits, strict=True):
+        ring -= np.maximum(ring @ side - limit, 0)[:, None] * side
+    ring = resample(np.clip(ring, -0.485, 0.485) * size + size / 2, 960)
+    cut = ((ring - size / 2) / size @ sides > limits - 0.003).any(1)
+    rough = periodic_noise((960, 8), (4.0, 2.0), rng)[0] * rough_px
+    return ring + ring_normals(ring[None])[0] * rough[:, None], cut
 
 
 def _points_in(ring: np.ndarray, places: np.ndarray) -> np.ndarray:
