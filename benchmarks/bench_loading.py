@@ -25,7 +25,7 @@ from renal_utils.training import TrainingPlan
 from renal_utils.training_step import prepare, take_step
 
 TARGET = 1.1
-BATCH, STEPS, RUNS = 8, 6, 5
+BATCH, STEPS, RUNS = 8, 5, 4
 WAYS = {
     "images in memory, no worker": ("memory", 0),
     "from the files, no worker": ("none", 0),
