@@ -124,7 +124,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Say whether bfloat16 speeds this device up: GPUs from Ampere, CPUs with AVX512-bf16 or AMX."""
+    """Say whether bfloat16 speeds this device up: GPUs from Ampere, CPUs with bf16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -67,7 +67,7 @@ def test_another_suffix_is_refused(tmp_path):
 
 
 def test_another_network_than_expected_is_refused_with_both_names(saved):
-    with pytest.raises(ValueError, match="'unet'.*'attention_unet'"):
+    with pytest.raises(ValueError, match=r"'unet'.*'attention_unet'"):
         load_checkpoint(saved, expect_model="attention_unet")
 
 
@@ -130,7 +130,7 @@ def test_an_info_by_which_the_network_could_not_be_built_again_is_refused():
 def test_an_unknown_network_lists_the_known_ones(saved):
     content = json.loads(json_path(saved).read_text())
     json_path(saved).write_text(json.dumps({**content, "model": "unetx"}))
-    with pytest.raises(ValueError, match="'unetx'.*unet"):
+    with pytest.raises(ValueError, match=r"'unetx'.*unet"):
         load_checkpoint(saved)
 
 
