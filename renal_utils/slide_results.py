@@ -22,7 +22,7 @@ from renal_utils.result_folder import CSV_NAME, GEOJSON_NAME, LABELS_NAME, PROBA
 from renal_utils.runtime import atomic_path
 from renal_utils.slides import write_pyramid
 
-BAND_PIXELS = 1 << 23  # of a band in memory while results are made
+BAND_PIXELS = 1 << 21  # of a band in memory while results are made
 COLUMNS = (
     "object",
     "class",

@@ -391,3 +391,51 @@ def test_a_full_disk_is_said_and_leaves_nothing_that_looks_whole(tmp_path, small
     assert not any((folder / name).exists() for name in (*OUTPUTS, "summary.json"))
     assert not list(folder.glob(".*"))
     assert (folder / "rows.bands").stat().st_size > 100_000
+
+
+MEMORY = """
+import sys
+import torch
+from torch import nn
+from pathlib import Path
+from renal_utils.labels import GLOMERULI
+from renal_utils.prediction import make_predictor
+from renal_utils.runtime import peak_memory_bytes
+from renal_utils.slides import open_slide
+from renal_utils.stitching import StitchPlan, stitch_slide
+
+torch.set_num_threads(1)
+redness = nn.Conv2d(3, 1, 1)
+redness.weight.data = torch.tensor([4.0, 0.0, 0.0]).view(1, 3, 1, 1)
+predict = make_predictor(redness, device="cpu", precision="32-true")
+predict(torch.zeros(4, 3, 256, 256))
+plan = StitchPlan(
+    patch_px=256, stride_px=256, downsample=1.0, batch_size=4, window="uniform", min_object_px=64
+)
+with open_slide(Path(sys.argv[1])) as slide:
+    before = peak_memory_bytes()
+    stitch_slide(
+        slide, predict, Path(sys.argv[1] + "_out"), plan=plan, label_set=GLOMERULI, progress=False
+    )
+    print(peak_memory_bytes() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is not measured on Windows")
+def test_memory_does_not_grow_with_the_height(tmp_path):
+    """24,000 rows more are 24 MB for each byte a pixel of them that would be kept."""
+    square = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8)
+    square = ndimage.gaussian_filter(square, (8, 8, 0)) * np.array((1, 0.5, 0.8))
+    square = square.astype(np.uint8)
+    above = {}
+    for height in (8192, 32768):
+        path = tmp_path / f"{height}.ome.tiff"
+        bands = (square for _ in range(height // 1024))
+        write_pyramid(path, bands, size_px=(1024, height), mpp=0.5)
+        command = [sys.executable, "-c", MEMORY, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        above[height] = int(done.stdout) / 2**20
+    assert above[8192] > 5
+    assert above[32768] < above[8192] + 8, above
