@@ -94,9 +94,9 @@ def place_vessels(
                 vessels.append(make_vessel(kind, np.array([x, y]), radius, recipe, rng))
                 return
 
-    cells = np.argwhere(terrain.cortex & terrain.inside) if terrain.cortex.any() else []
+    cells = np.argwhere(terrain.cortex & terrain.inside)
     area_mm2 = len(cells) * (FIELD_CELL_UM / 1000) ** 2
-    for i in range(max(2, round(1.6 * area_mm2))):
+    for i in range(max(2, round(1.6 * area_mm2)) if len(cells) else 0):
         row, column = cells[rng.integers(len(cells))]
         near = np.array([column, row]) * terrain.cell
         radius = rng.uniform(55, 90) * um if i == 0 else rng.uniform(22, 46) * um

@@ -50,9 +50,9 @@ def colour(canvas: Canvas, plan: SlidePlan, fibrosis: Plane) -> UInt8[np.ndarray
     planes = []
     for channel, (h, p) in enumerate(stain_rows(recipe).T.tolist()):
         white = float(np.log(_WHITE[channel] * recipe.gain[channel]))
-        light = cv2.addWeighted(haematoxylin, -h * np.log(10), pas, -p * np.log(10), white)
+        light: Plane = cv2.addWeighted(haematoxylin, -h * np.log(10), pas, -p * np.log(10), white)
         if ink is not None:
-            light -= ink * np.float32(np.log(10) * plan.artefacts.ink[channel])
+            light = light - ink * np.float32(np.log(10) * plan.artefacts.ink[channel])
         planes.append(cv2.convertScaleAbs(cv2.exp(light)))
     rgb = cv2.merge(planes)
     if recipe.blur_um > 0:

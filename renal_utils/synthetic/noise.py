@@ -79,13 +79,13 @@ def coarse_field(
 ) -> Float32[np.ndarray, "h w"]:
     """Return smooth noise of about unit variance on a coarse grid; it does not repeat."""
     field = rng.standard_normal(shape).astype(np.float32)
-    field = cv2.GaussianBlur(field, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
-    return field * np.float32(2 * np.sqrt(np.pi) * sigma)
+    smooth = cv2.GaussianBlur(field, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+    return np.asarray(smooth * np.float32(2 * np.sqrt(np.pi) * sigma))
 
 
 def sample_field(
     field: Shaped[np.ndarray, "h w"], xy: Shaped[np.ndarray, "*n 2"], cell: float | int
-) -> Shaped[np.ndarray, "*n"] | np.generic:
+) -> Shaped[np.ndarray, "*n"]:
     """Return the values of a coarse grid at slide pixels, nearest cell.
 
     Args:
@@ -95,4 +95,4 @@ def sample_field(
     """
     columns = np.clip((xy[..., 0] / cell).astype(int), 0, field.shape[1] - 1)
     rows = np.clip((xy[..., 1] / cell).astype(int), 0, field.shape[0] - 1)
-    return field[rows, columns]
+    return np.asarray(field[rows, columns])

@@ -111,9 +111,9 @@ def _throw_spines(
     spines: list[np.ndarray] = []
     kinds: list[int] = []
     aslant = rng.uniform(0.25, 1.0)
-    for kind, zone, lengths, bend, share in _ROUNDS:
-        along = aslant if zone in ("medulla", "ray") else 1.0
-        lengths = (lengths[0] * along * um, lengths[1] * along * um)
+    for kind, zone, (low, high), bend, share in _ROUNDS:
+        along = (aslant if zone in ("medulla", "ray") else 1.0) * um
+        lengths = (low * along, high * along)
         goal = share * len(board.free_cells(kind, zones[zone])) * board.cell**2
         for _ in range(14):
             free = board.free_cells(kind, zones[zone])
