@@ -15,6 +15,7 @@ import shapely
 from jaxtyping import Bool, Int, UInt8
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from shapely import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
 from renal_utils.geometry import Box
@@ -54,7 +55,8 @@ class _Piece:
     area_px: int
     sums: Int[np.ndarray, "3"]  # over its pixels: x, y, probability (0 to 255)
     mask: Bool[np.ndarray, "h w"] | None = None
-    outlines: list[BaseGeometry] = field(default_factory=list)
+    outlines: list[Polygon] = field(default_factory=list)
+    is_cut: bool = False  # put together from pieces that share edges
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -62,12 +64,21 @@ class _Piece:
         return self.box.bottom, self.box.y, self.first_x
 
     def trace(self) -> None:
-        """Replace the mask by its outline."""
+        """Replace the mask by its outline: polygons that share no edge, corners at most."""
         if self.mask is not None:
+            polygons = mask_to_polygons(self.mask)
             offset = np.array([self.box.x, self.box.y], float)
-            outline = shapely.union_all(mask_to_polygons(self.mask))
-            self.outlines.append(shapely.transform(outline, lambda xy: xy + offset))
+            self.outlines = shapely.transform(polygons, lambda xy: xy + offset).tolist()
             self.mask = None
+
+    def outline(self) -> BaseGeometry:
+        """Return the outline, the same whether or not seams cut it."""
+        self.trace()
+        if self.is_cut:  # normalize: rings start at a corner; simplify: drops points on seams
+            whole = shapely.normalize(shapely.union_all(self.outlines)).simplify(0)
+        else:
+            whole = self.outlines[0] if len(self.outlines) == 1 else MultiPolygon(self.outlines)
+        return shapely.normalize(whole)
 
 
 def trace_objects(
@@ -213,13 +224,11 @@ def _merged(pieces: list[_Piece]) -> _Piece:
         area_px=sum(p.area_px for p in pieces),
         sums=np.sum([p.sums for p in pieces], axis=0),
         outlines=[outline for p in pieces for outline in p.outlines],
+        is_cut=True,
     )
 
 
 def _finished(piece: _Piece) -> TissueObject:
-    piece.trace()
-    # From a corner on (normalize), without the points that a seam left on straight edges.
-    outline = shapely.normalize(shapely.union_all(piece.outlines)).simplify(0)
     x, y, probability = (int(total) / piece.area_px for total in piece.sums)
     return TissueObject(
         class_id=piece.class_id,
@@ -227,5 +236,5 @@ def _finished(piece: _Piece) -> TissueObject:
         box=piece.box,
         centroid_px=(x + 0.5, y + 0.5),
         mean_probability=probability / 255,
-        outline=outline,
+        outline=piece.outline(),
     )

@@ -44,7 +44,7 @@ def test_count_and_areas_match_labelling_the_whole_image(smooth):
             assert sorted(o.area_px for o in found if o.class_id == class_id) == areas
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 10_000),
     rows=st.integers(1, 50),
