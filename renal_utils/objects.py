@@ -3,7 +3,8 @@
 A slide's label map is read in bands of rows, from top to bottom. Each band is split into connected
 pieces (8 neighbours, one class); pieces that touch across the seam of two bands are joined, so an
 object cut by a seam comes out once and nothing depends on how high the bands are. Only the objects
-that reach the lowest row so far are kept in memory.
+that reach the lowest row so far are kept in memory, and of very large ones (a class that runs
+through the whole slide as one net) only the sums, not the outline.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from shapely.geometry.base import BaseGeometry
 from renal_utils.geometry import Box
 from renal_utils.polygons import mask_to_polygons
 
+MAX_OUTLINED_PX = 1 << 22  # pixels of an object from which on its outline is only a box
 Rows = UInt8[np.ndarray, "rows W"]
 
 
@@ -35,6 +37,8 @@ class TissueObject:
         centroid_px: Mean of its pixels' centres, (x, y); a pixel's centre lies at +0.5.
         mean_probability: Mean over its pixels, 0 to 1.
         outline: Polygon or MultiPolygon along the pixels' edges, holes included.
+        is_outlined: False for an object of more than ``MAX_OUTLINED_PX`` pixels, whose outline
+            could fill the memory: ``outline`` is its box then.
     """
 
     class_id: int
@@ -43,6 +47,7 @@ class TissueObject:
     centroid_px: tuple[float, float]
     mean_probability: float
     outline: BaseGeometry
+    is_outlined: bool = True
 
 
 @dataclass
@@ -63,9 +68,15 @@ class _Piece:
         """Position in the result; unique, since one object owns its first pixel."""
         return self.box.bottom, self.box.y, self.first_x
 
+    @property
+    def is_outlined(self) -> bool:
+        return self.area_px <= MAX_OUTLINED_PX
+
     def trace(self) -> None:
         """Replace the mask by its outline: polygons that share no edge, corners at most."""
-        if self.mask is not None:
+        if not self.is_outlined:
+            self.mask, self.outlines = None, []
+        elif self.mask is not None:
             polygons = mask_to_polygons(self.mask)
             offset = np.array([self.box.x, self.box.y], float)
             self.outlines = shapely.transform(polygons, lambda xy: xy + offset).tolist()
@@ -74,7 +85,9 @@ class _Piece:
     def outline(self) -> BaseGeometry:
         """Return the outline, the same whether or not seams cut it."""
         self.trace()
-        if self.is_cut:  # normalize: rings start at a corner; simplify: drops points on seams
+        if not self.is_outlined:
+            whole = shapely.box(self.box.x, self.box.y, self.box.right, self.box.bottom)
+        elif self.is_cut:  # normalize: rings start at a corner; simplify: drops points on seams
             whole = shapely.normalize(shapely.union_all(self.outlines)).simplify(0)
         else:
             whole = self.outlines[0] if len(self.outlines) == 1 else MultiPolygon(self.outlines)
@@ -237,4 +250,5 @@ def _finished(piece: _Piece) -> TissueObject:
         centroid_px=(x + 0.5, y + 0.5),
         mean_probability=probability / 255,
         outline=piece.outline(),
+        is_outlined=piece.is_outlined,
     )

@@ -5,7 +5,7 @@ need little memory and can be made again after a kill.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ def write_results(
     *,
     scale: Scale,
     label_set: LabelSet,
+    object_classes: Sequence[str],
     min_object_px: float | int,
 ) -> dict[str, dict[str, Any]]:
     """Write both pyramids, the outlines and the table; return counts and areas of each class.
@@ -71,6 +72,7 @@ def write_results(
         store: All rows, as (probability, class id) pairs of ``uint8``.
         scale: Of the rows.
         label_set: Of the class ids.
+        object_classes: Classes whose objects are outlined and counted.
         min_object_px: Smaller objects are left out of outlines, table and counts, not of the label
             pyramid.
     """
@@ -86,7 +88,7 @@ def write_results(
         )
     tally = _Tally(scale, label_set)
     bands = tally.watch_rows(store.bands(height))
-    ids = [c.id for c in label_set.foreground]
+    ids = [label_set.id_of(name) for name in object_classes]
     objects = trace_objects(bands, class_ids=ids, min_area_px=min_object_px)
     _write_objects(folder, tally.watch_objects(objects), scale, label_set)
     return tally.classes()
@@ -164,8 +166,10 @@ def _feature(row: dict[str, Any], found: TissueObject, scale: Scale) -> PolygonO
     known = ("area_um2", "Area µm^2") if scale.mpp is not None else ("area_px", "Area px")
     measurements = {known[1]: row[known[0]], "Mean probability": row["mean_probability"]}
     outline = shapely.transform(found.outline, lambda xy: np.round(xy * scale.downsample, 2))
-    name = f"{row['class']} {row['object']}"
-    return PolygonObject(row["class"], outline, {"name": name, "measurements": measurements})
+    properties = {"name": f"{row['class']} {row['object']}", "measurements": measurements}
+    if not found.is_outlined:
+        properties["outline"] = "too large to be outlined: its box"
+    return PolygonObject(row["class"], outline, properties)
 
 
 def _rounded(value: float) -> float | int:

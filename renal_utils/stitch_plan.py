@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from renal_utils.geometry import check_mpp
+from renal_utils.labels import LabelSet
 from renal_utils.slides import Slide, SlideView
 from renal_utils.window_reader import find_tissue
 from renal_utils.windows import Positions, plan_windows, tissue_share, window_weights
@@ -23,6 +24,8 @@ class StitchPlan:
         min_tissue: A window is left out when its share of tissue, 0 to 1, is not above this.
         min_object_px: Objects of fewer working pixels are not counted.
         min_object_um2: The same in square microns; give one of the two.
+        object_classes: Classes whose objects are outlined and counted; empty means all but the
+            background. Leave out those that run through the slide as one net.
     """
 
     patch_px: int = 512
@@ -35,6 +38,7 @@ class StitchPlan:
     min_tissue: float | int = 0.0
     min_object_px: float | int | None = None
     min_object_um2: float | int | None = None
+    object_classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.downsample is None) == (self.mpp is None):
@@ -65,6 +69,12 @@ class StitchPlan:
         if self.downsample is not None:
             return slide.at_downsample(float(self.downsample))
         return slide.at_mpp(float(self.mpp))
+
+    def classes_with_objects(self, label_set: LabelSet) -> tuple[str, ...]:
+        """Return the names of the classes to count, checked against the label set."""
+        for name in self.object_classes:
+            label_set.id_of(name)
+        return self.object_classes or tuple(c.name for c in label_set.foreground)
 
     def smallest_object_px(self, mpp: float | None) -> float:
         """Return the least area of an object, in working pixels of ``mpp`` microns."""

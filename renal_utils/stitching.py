@@ -143,6 +143,7 @@ class _Job:
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold must lie between 0 and 1, not {self.threshold}")
         self.plan.smallest_object_px(self.view.mpp)
+        self.plan.classes_with_objects(self.label_set)
 
 
 @dataclass
@@ -165,6 +166,7 @@ def _run(job: _Job, folder: Path, key: str, *, progress: bool) -> dict[str, Any]
             store,
             scale=scale,
             label_set=job.label_set,
+            object_classes=job.plan.classes_with_objects(job.label_set),
             min_object_px=job.plan.smallest_object_px(scale.mpp),
         )
     windows = {"seen": len(positions), "skipped": planned - len(positions)}
@@ -274,6 +276,7 @@ def _made_from(job: _Job) -> dict[str, Any]:
         "classes": list(job.label_set.names),
         "threshold": job.threshold,
         **asdict(job.plan),
+        "object_classes": list(job.plan.classes_with_objects(job.label_set)),
         "renal_utils": version("renal-utils"),
     }
 

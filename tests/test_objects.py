@@ -119,6 +119,17 @@ def test_small_objects_are_dropped_by_their_whole_area():
     assert [o.area_px for o in found] == [12]
 
 
+@pytest.mark.parametrize("height", [3, 7, 100])
+def test_an_object_too_large_for_an_outline_has_its_box(monkeypatch, height):
+    monkeypatch.setattr("renal_utils.objects.MAX_OUTLINED_PX", 40)
+    labels = np.zeros((20, 20), np.uint8)
+    labels[2:12, 3:9] = 1
+    labels[15:19, 3:9] = 1
+    large, small = _trace(labels, height=height)
+    assert (large.is_outlined, large.area_px, large.outline.bounds) == (False, 60, (3, 2, 9, 12))
+    assert (small.is_outlined, small.outline.area) == (True, 24)
+
+
 def test_classes_not_asked_for_and_empty_maps_give_nothing():
     labels = _blobs(5, (20, 20))
     assert {o.class_id for o in _trace(labels, class_ids=(2,))} == {2}

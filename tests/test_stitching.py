@@ -200,6 +200,22 @@ def test_objects_are_those_of_the_label_map_in_level_0_pixels(tmp_path):
     assert result.summary["classes"]["glomerulus"]["pixels"] == areas.sum()
 
 
+def test_only_objects_of_the_classes_asked_for_are_counted(tmp_path):
+    path = make_slide(tmp_path, (150, 140))
+
+    def network(images):
+        red = identity(images)
+        return torch.cat([red, 1 - red, red * 0, red * 0], 1)
+
+    plan = plan_of(object_classes=("interstitial_fibrosis",))
+    result = stitch(path, tmp_path / "out", network, label_set=FOUR_TISSUES, plan=plan)
+    assert {p.label for p in read_polygons(result.geojson_path)} == {"interstitial_fibrosis"}
+    assert result.counts["interstitial_fibrosis"] > 0 == result.counts["normal_tubule"]
+    assert result.summary["classes"]["normal_tubule"]["pixels"] > 0
+    with pytest.raises(ValueError, match="no class 'nucleus'"):
+        stitch(path, tmp_path / "other", plan=plan_of(object_classes=("nucleus",)))
+
+
 def test_without_a_scale_areas_are_in_pixels_only(tmp_path):
     path = make_slide(tmp_path, (150, 140), mpp=None)
     result = stitch(path, tmp_path / "out", plan=plan_of(min_object_px=10))
