@@ -21,7 +21,8 @@ from jaxtyping import Int, UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from renal_utils.augment import Augmentation, make_augmentation, to_tensor
-from renal_utils.manifests import Patch, PatchReader, check_manifest, list_patches
+from renal_utils.manifests import Patch, check_manifest, list_patches
+from renal_utils.patch_reader import PatchReader
 
 CACHES = ("none", "memory")
 _BYTES_PER_PIXEL = 4  # RGB and a class id

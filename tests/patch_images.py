@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
+from renal_utils.manifests import MANIFEST_COLUMNS
 from renal_utils.records import ImageRecord
 
 
@@ -38,3 +40,31 @@ def write_image(
 def pixels_of(record: ImageRecord) -> tuple[np.ndarray, np.ndarray]:
     """The image and its class ids, read by Pillow."""
     return np.asarray(Image.open(record.image_path)), np.asarray(Image.open(record.truth_path))
+
+
+def fill_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Give a table the columns of a manifest that it lacks."""
+    usual = dict.fromkeys(MANIFEST_COLUMNS, 0) | {
+        "truth_kind": "none",
+        "truth_path": "",
+        "label_set": "glomeruli",
+        "donor": "one",
+        "group": "",
+        "split": "",
+        "patch_px": 64,
+        "downsample": 1.0,
+        "mpp": 0.5,
+        "image_path": "slide.tiff",
+        "image_id": "slide",
+    }
+    usual["patch_id"] = [f"p{i}" for i in range(len(table))]
+    table = table.assign(**{k: v for k, v in usual.items() if k not in table})
+    return table[list(MANIFEST_COLUMNS)].astype(MANIFEST_COLUMNS)
+
+
+def lay_grid(stride: int = 64, width: int = 640) -> pd.DataFrame:
+    """A manifest of 64-pixel patches of one slide, three rows high, from x_l0 100 on."""
+    x = np.arange(100, 100 + width - 63, stride)
+    y = np.arange(0, 129, 64)
+    xs, ys = (a.ravel() for a in np.meshgrid(x, y))
+    return fill_columns(pd.DataFrame({"x_px": xs, "y_px": ys, "x_l0": xs, "y_l0": ys}))

@@ -12,12 +12,11 @@ from PIL import Image
 
 from renal_utils.manifests import (
     MANIFEST_COLUMNS,
-    PatchReader,
-    export_patches,
     list_patches,
     read_manifest,
     write_manifest,
 )
+from renal_utils.patch_reader import PatchReader, export_patches
 from renal_utils.patching import cut_patches
 from renal_utils.records import ImageRecord
 
@@ -250,7 +249,7 @@ def test_the_reader_does_not_use_its_parents_files(record: ImageRecord, monkeypa
     reader = PatchReader()
     first = reader.open(row)
     assert reader.open(row) is first
-    monkeypatch.setattr("renal_utils.manifests.os.getpid", lambda: -5)  # as if forked
+    monkeypatch.setattr("renal_utils.patch_reader.os.getpid", lambda: -5)  # as if forked
     assert reader.open(row) is not first
 
 

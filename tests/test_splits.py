@@ -1,20 +1,12 @@
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from patch_images import fill_columns, lay_grid
 
-from renal_utils.manifests import MANIFEST_COLUMNS
-from renal_utils.splits import (
-    LEAK_COLUMNS,
-    find_leaks,
-    fold_by_donor,
-    split_by_column,
-    split_by_donor,
-)
+from renal_utils.leaks import find_leaks
+from renal_utils.splits import fold_by_donor, split_by_column, split_by_donor
 
 
 def manifest_of(donors: dict[str, str], *, images: int = 2, patches: int = 3) -> pd.DataFrame:
@@ -33,27 +25,7 @@ def manifest_of(donors: dict[str, str], *, images: int = 2, patches: int = 3) ->
         for image in range(images)
         for patch in range(patches)
     ]
-    return filled(pd.DataFrame(rows))
-
-
-def filled(table: pd.DataFrame) -> pd.DataFrame:
-    """Give a table the columns of a manifest that it lacks."""
-    usual = dict.fromkeys(MANIFEST_COLUMNS, 0) | {
-        "truth_kind": "none",
-        "truth_path": "",
-        "label_set": "glomeruli",
-        "donor": "one",
-        "group": "",
-        "split": "",
-        "patch_px": 64,
-        "downsample": 1.0,
-        "mpp": 0.5,
-        "image_path": "slide.tiff",
-        "image_id": "slide",
-    }
-    usual["patch_id"] = [f"p{i}" for i in range(len(table))]
-    table = table.assign(**{k: v for k, v in usual.items() if k not in table})
-    return table[list(MANIFEST_COLUMNS)].astype(MANIFEST_COLUMNS)
+    return fill_columns(pd.DataFrame(rows))
 
 
 def eight_donors() -> dict[str, str]:
@@ -143,15 +115,8 @@ def test_folds_hold_out_every_donor_once() -> None:
         fold_by_donor(manifest, 4, folds=4)
 
 
-def slide_grid(stride: int = 64, width: int = 640) -> pd.DataFrame:
-    x = np.arange(100, 100 + width - 63, stride)
-    y = np.arange(0, 129, 64)
-    xs, ys = (a.ravel() for a in np.meshgrid(x, y))
-    return filled(pd.DataFrame({"x_px": xs, "y_px": ys, "x_l0": xs, "y_l0": ys}))
-
-
 def test_columns_split_a_slide_without_leaks() -> None:
-    grid = slide_grid(stride=32)
+    grid = lay_grid(stride=32)
     divided = split_by_column(grid, column_l0=160, val_columns=[1], test_columns=[3])
     leaks = find_leaks(divided)
     assert set(leaks["kind"]) == {"same donor"}  # there is one slide only, and it says so
@@ -161,7 +126,7 @@ def test_columns_split_a_slide_without_leaks() -> None:
 
 
 def test_a_patch_across_a_border_belongs_to_no_split() -> None:
-    divided = split_by_column(slide_grid(stride=32), column_l0=160, val_columns=[1])
+    divided = split_by_column(lay_grid(stride=32), column_l0=160, val_columns=[1])
     start, stop = divided["x_l0"] - 100, divided["x_l0"] - 100 + 64
     crossing = ((start < 160) & (stop > 160)) | ((start < 320) & (stop > 320))
     assert crossing.any()
@@ -169,13 +134,13 @@ def test_a_patch_across_a_border_belongs_to_no_split() -> None:
 
 
 def test_a_patch_across_two_columns_of_one_split_stays() -> None:
-    divided = split_by_column(slide_grid(stride=32), column_l0=160, val_columns=[0])
+    divided = split_by_column(lay_grid(stride=32), column_l0=160, val_columns=[0])
     inside = (divided["x_l0"] - 100 < 480) & (divided["x_l0"] - 100 + 64 > 480)
     assert inside.any() and (divided.loc[inside, "split"] == "train").all()
 
 
 def test_a_margin_keeps_shifted_crops_apart() -> None:
-    grid = slide_grid(stride=32)
+    grid = lay_grid(stride=32)
     tight = split_by_column(grid, column_l0=160, val_columns=[1])
     wide = split_by_column(grid, column_l0=160, val_columns=[1], margin_l0=20)
     assert "overlapping patches" not in set(find_leaks(wide, margin_l0=20)["kind"])
@@ -188,73 +153,6 @@ def test_columns_refuse_several_donors_and_columns_that_are_not_there() -> None:
     with pytest.raises(ValueError, match=r"8 donors .*split_by_donor"):
         split_by_column(manifest_of(eight_donors()), column_l0=64, val_columns=[0])
     with pytest.raises(ValueError, match=r"columns \[7\] are not on the slide; it has 0 to 3"):
-        split_by_column(slide_grid(), column_l0=160, val_columns=[7])
+        split_by_column(lay_grid(), column_l0=160, val_columns=[7])
     with pytest.raises(ValueError, match="stands twice"):
-        split_by_column(slide_grid(), column_l0=160, val_columns=[1], test_columns=[1])
-
-
-def test_a_random_split_of_patches_leaks_by_donor_and_by_overlap() -> None:
-    grid = slide_grid(stride=32)
-    chance = np.random.default_rng(0).random(len(grid)) < 0.5
-    leaks = find_leaks(grid.assign(split=np.where(chance, "train", "val")))
-    assert list(leaks.columns) == list(LEAK_COLUMNS)
-    assert {"same donor", "overlapping patches"} == set(leaks["kind"])
-
-
-def test_overlaps_are_those_of_a_brute_force_search() -> None:
-    rng = np.random.default_rng(1)
-    x, y = rng.integers(0, 300, (2, 40))
-    rows = filled(pd.DataFrame({"x_px": x, "y_px": y, "x_l0": x, "y_l0": y}))
-    rows = rows.assign(split=rng.choice(["train", "val", "test", ""], 40))
-    expected = {
-        (rows["patch_id"][a], rows["patch_id"][b])
-        for a in range(40)
-        for b in range(a + 1, 40)
-        if rows["split"][a] != rows["split"][b]
-        and "" not in (rows["split"][a], rows["split"][b])
-        and max(abs(x[a] - x[b]), abs(y[a] - y[b])) < 64
-    }
-    leaks = find_leaks(rows)
-    found = leaks[leaks["kind"] == "overlapping patches"]
-    assert set(zip(found["patch_a"], found["patch_b"], strict=True)) == expected
-    assert expected
-
-
-def test_patches_that_only_touch_do_not_overlap() -> None:
-    rows = filled(pd.DataFrame({"x_px": [0, 64], "x_l0": [0, 64], "split": ["train", "val"]}))
-    assert set(find_leaks(rows)["kind"]) == {"same donor"}
-
-
-def test_tiles_that_overlap_on_their_slide_are_found() -> None:
-    places = pd.DataFrame(
-        {"x_l0": [0, 40], "image_path": ["a.png", "b.png"], "split": ["train", "val"]}
-    )
-    leaks = find_leaks(filled(places))
-    assert leaks.loc[leaks["kind"] == "overlapping patches", "detail"].tolist() == [
-        "24 x 64 level-0 pixels"
-    ]
-
-
-def test_slides_of_one_donor_are_frames_of_their_own() -> None:
-    rows = pd.DataFrame({"image_path": ["a.tiff", "b.tiff"], "split": ["train", "val"]})
-    assert set(find_leaks(filled(rows))["kind"]) == {"same donor"}
-
-
-def test_a_copied_image_under_another_donor_is_found_by_its_pixels(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (64, 64, 3), np.uint8)
-    other = rng.integers(0, 256, (64, 64, 3), np.uint8)
-    glass = np.full((64, 64, 3), 255, np.uint8)
-    rows = []
-    for i, pixels in enumerate([picture, other, glass, picture, glass]):
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-        rows.append({"image_path": str(tmp_path / f"{i}.png"), "image_id": f"i{i}"})
-    table = pd.DataFrame(rows).assign(
-        donor=["a", "a", "a", "b", "b"], split=["train"] * 3 + ["val"] * 2
-    )
-    manifest = filled(table)
-    assert find_leaks(manifest).empty
-    leaks = find_leaks(manifest, read_pixels=True)
-    assert leaks[["kind", "patch_a", "patch_b"]].to_numpy().tolist() == [
-        ["identical pixels", "p0", "p3"]
-    ]
+        split_by_column(lay_grid(), column_l0=160, val_columns=[1], test_columns=[1])
