@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Float32
 from torch import Tensor
 
 from renal_utils.augment import to_tensor
 from renal_utils.bandstore import BandStore
-from renal_utils.labels import IGNORE_ID, LabelSet
+from renal_utils.labels import LabelSet
 from renal_utils.prediction import Predict, check_probabilities
 from renal_utils.progress import progress_bar
 from renal_utils.result_folder import (
@@ -42,12 +42,13 @@ from renal_utils.result_folder import (
     file_identity,
     is_finished,
 )
+from renal_utils.row_writer import RowWriter
 from renal_utils.runtime import peak_memory_bytes, provenance, read_json, write_json
 from renal_utils.slide_results import Scale, write_results
 from renal_utils.slides import Slide, SlideView
 from renal_utils.stitch_plan import StitchPlan, choose_windows
 from renal_utils.window_reader import WindowBatch, read_ahead, read_windows
-from renal_utils.windows import Positions, RowBlender, window_weights
+from renal_utils.windows import Positions, window_weights
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,13 @@ def _stitch_rows(job: _Job, positions: Positions, store: BandStore, *, progress:
     """Look at all windows that reach into unfinished rows, and finish these."""
     patch, batch_size = job.plan.patch_px, job.plan.batch_size
     cost = _Cost(from_row=store.rows_done)
-    rows = _OpenRows(job, store)
+    rows = RowWriter(
+        store,
+        height_px=job.view.size_px[1],
+        weights=window_weights(job.plan.window, patch),
+        label_set=job.label_set,
+        threshold=job.threshold,
+    )
     first = int(np.searchsorted(positions[:, 1] + patch, store.rows_done, side="right"))
     if first < len(positions):
         first_batch = first // batch_size
@@ -191,9 +198,11 @@ def _stitch_rows(job: _Job, positions: Positions, store: BandStore, *, progress:
             disable=not progress,
         ) as bar:
             for batch in read_ahead(batches):
-                rows.add(batch, _predicted(job, batch, cost))
+                predicted = _predicted(job, batch, cost).numpy()
+                for xy, prediction in zip(batch.positions.tolist(), predicted, strict=True):
+                    rows.add((xy[0], xy[1]), prediction)
                 bar.update(len(batch.positions))
-    rows.finish(job.view.size_px[1])
+    rows.close()
     return cost
 
 
@@ -210,57 +219,6 @@ def _predicted(job: _Job, batch: WindowBatch, cost: _Cost) -> Float32[Tensor, "B
         expected=(len(images), job.label_set.num_outputs, *images.shape[2:]),
         source=f"{job.view.slide.path}, windows from x {x}, y {y} on",
     )
-
-
-class _OpenRows:
-    """Blends windows into the open rows, and stores rows once they are finished."""
-
-    def __init__(self, job: _Job, store: BandStore) -> None:
-        self._job = job
-        self._store = store
-        self._height = job.view.size_px[1]
-        self._blender = RowBlender(
-            job.view.size_px[0],
-            job.label_set.num_outputs,
-            weights=window_weights(job.plan.window, job.plan.patch_px),
-            top=store.rows_done,
-        )
-
-    def add(self, batch: WindowBatch, probabilities: Float32[Tensor, "B C P P"]) -> None:
-        for (x, y), prediction in zip(batch.positions.tolist(), probabilities.numpy(), strict=True):
-            self.finish(y)
-            self._blender.add((x, y), prediction)
-
-    def finish(self, bottom: int) -> None:
-        """Store the rows above ``bottom``, at most a window's height at once."""
-        while self._blender.top < bottom:
-            until = min(bottom, self._blender.top + self._job.plan.patch_px)
-            blended, seen = self._blender.finish(until)
-            self._store.append(decide(blended, seen, self._job.label_set, self._job.threshold))
-
-
-def decide(
-    blended: Float32[np.ndarray, "C H W"],
-    seen: Bool[np.ndarray, "H W"],
-    label_set: LabelSet,
-    threshold: float,
-) -> UInt8[np.ndarray, "H W 2"]:
-    """Return 8-bit probability and class id of each pixel; see ``stitch_slide`` for the rule.
-
-    Args:
-        blended: Probability of each output channel.
-        seen: Where any window lay.
-        label_set: What the channels mean.
-        threshold: For one channel.
-    """
-    rows = np.zeros((*seen.shape, 2), np.uint8)
-    rows[..., 0] = np.rint(blended.max(axis=0) * 255)
-    if len(blended) == 1:
-        rows[..., 1] = rows[..., 0] > threshold * 255
-    else:
-        rows[..., 1] = blended.argmax(axis=0)
-        rows[..., 1][~seen] = 0 if label_set.has_background else IGNORE_ID
-    return rows
 
 
 def _made_from(job: _Job) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""From blended windows to finished rows: what each pixel is, decided once and sent to disk."""
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from renal_utils.bandstore import BandStore
+from renal_utils.labels import IGNORE_ID, LabelSet
+from renal_utils.windows import RowBlender
+
+
+class RowWriter:
+    """Blends windows into the open rows of a slide, and stores rows once they are finished.
+
+    Args:
+        store: Where rows go, as (probability, class id) pairs; it tells where to go on.
+        height_px: Of the slide at the working scale.
+        weights: What ``window_weights`` returned.
+        label_set: What the channels of a prediction mean.
+        threshold: For one channel, see ``decide``.
+    """
+
+    def __init__(
+        self,
+        store: BandStore,
+        *,
+        height_px: int,
+        weights: Float32[np.ndarray, "P P"],
+        label_set: LabelSet,
+        threshold: float,
+    ) -> None:
+        self._store, self._height = store, height_px
+        self._label_set, self._threshold = label_set, threshold
+        self._patch = len(weights)
+        self._blender = RowBlender(
+            store.width_px, label_set.num_outputs, weights=weights, top=store.rows_done
+        )
+
+    def add(self, xy_px: tuple[int, int], prediction: Float32[np.ndarray, "C P P"]) -> None:
+        """Add one window; windows come by rows from the top. Rows above it are finished."""
+        self._finish(xy_px[1])
+        self._blender.add(xy_px, prediction)
+
+    def close(self) -> None:
+        """Finish the rows down to the slide's lower border."""
+        self._finish(self._height)
+
+    def _finish(self, bottom: int) -> None:
+        """Store the rows above ``bottom``, at most a window's height at once."""
+        while self._blender.top < bottom:
+            until = min(bottom, self._blender.top + self._patch)
+            blended, seen = self._blender.finish(until)
+            self._store.append(decide(blended, seen, self._label_set, self._threshold))
+
+
+def decide(
+    blended: Float32[np.ndarray, "C H W"],
+    seen: Bool[np.ndarray, "H W"],
+    label_set: LabelSet,
+    threshold: float,
+) -> UInt8[np.ndarray, "H W 2"]:
+    """Return 8-bit probability and class id of each pixel; the rule is ``stitch_slide``'s.
+
+    Args:
+        blended: Probability of each output channel.
+        seen: Where any window lay.
+        label_set: What the channels mean.
+        threshold: For one channel.
+    """
+    rows = np.zeros((*seen.shape, 2), np.uint8)
+    rows[..., 0] = np.rint(blended.max(axis=0) * 255)
+    if len(blended) == 1:
+        rows[..., 1] = rows[..., 0] > threshold * 255
+    else:
+        rows[..., 1] = blended.argmax(axis=0)
+        rows[..., 1][~seen] = 0 if label_set.has_background else IGNORE_ID
+    return rows
