@@ -17,7 +17,7 @@ from conftest import PROJECT
 FLOORS = {
     1: """labels geometry records runtime progress tables resampling showing stain augment
         losses metrics models polygons polygon_files objects rle windows bands bandstore
-        tile_cache optimisation prediction distributed result_folder notebooks""",
+        row_writer tile_cache optimisation prediction distributed result_folder notebooks""",
     2: """slide_levels tiff_files slide_files slide_writing slides label_samplers label_sources
         annotations synthetic checkpoints validation training_plan training_step run_state
         training plots""",
