@@ -30,7 +30,6 @@ from renal_utils.bandstore import BandStore
 from renal_utils.labels import LabelSet
 from renal_utils.prediction import Predict, check_probabilities
 from renal_utils.progress import progress_bar
-from renal_utils.progress import progress_bar
 from renal_utils.result_folder import (
     CSV_NAME,
     GEOJSON_NAME,
