@@ -199,6 +199,46 @@ def test_training_curves_bridge_epochs_without_validation(history):
         plots.plot_training(history, ["val_dice"])
 
 
+def test_lines_are_drawn_over_the_index_and_named_by_their_columns():
+    table = pd.DataFrame({"kept": [1.0, 0.5, 0.2], "positive": [1, 1, 0.9]}, index=[0, 0.1, 0.2])
+    ax = plots.plot_lines(table, xlabel="Threshold", percent=True)
+    assert legend(ax) == ["kept", "positive"]
+    assert ax.lines[0].get_xdata().tolist() == [0, 0.1, 0.2]
+    assert ax.lines[0].get_ydata().tolist() == [1, 0.5, 0.2]
+    assert ax.yaxis.get_major_formatter()(0.5) == "50%"
+    with pytest.raises(ValueError, match="no lines to draw"):
+        plots.plot_lines(table[:0], xlabel="Threshold")
+
+
+def patch_places(splits):
+    count = len(splits)
+    return pd.DataFrame(
+        {
+            "x_l0": np.arange(count) * 200,
+            "y_l0": np.zeros(count, int),
+            "patch_px": 100,
+            "downsample": 2.0,
+            "split": splits,
+        }
+    )
+
+
+def test_patches_stand_where_they_lie_in_the_colour_of_their_split():
+    ax = plots.plot_patch_places(patch_places(["test", "", "train", "train"]))
+    assert legend(ax) == ["train", "test", "none"]
+    train, test, _ = [c for c in ax.collections if len(c.get_paths()) and c.get_offsets().any()]
+    assert train.get_offsets().tolist() == [[500, 100], [700, 100]]
+    assert test.get_offsets().tolist() == [[100, 100]]
+    assert ax.get_xlim() == (0, 800) and ax.get_ylim() == (200, 0)
+
+
+def test_places_of_too_many_kinds_or_of_none_are_refused():
+    with pytest.raises(ValueError, match="told apart"):
+        plots.plot_patch_places(patch_places(list("abcdefgh")))
+    with pytest.raises(ValueError, match="no places"):
+        plots.plot_patch_places(patch_places([]))
+
+
 def test_class_shares_are_stacked_in_the_colours_of_their_classes():
     index = pd.Index(["A", "B"], name="Donor")
     shares = pd.DataFrame({"background": [0.7, 0.4], "glomerulus": [0.3, 0.6]}, index=index)

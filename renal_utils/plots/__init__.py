@@ -8,6 +8,8 @@ overlays, scale bars), ``charts`` (curves, shares, sizes).
 from renal_utils.plots.charts import (
     plot_class_shares,
     plot_confusion,
+    plot_lines,
+    plot_patch_places,
     plot_size_distribution,
     plot_training,
 )
@@ -26,7 +28,9 @@ __all__ = [
     "plot_class_shares",
     "plot_confusion",
     "plot_grid",
+    "plot_lines",
     "plot_overlay",
+    "plot_patch_places",
     "plot_probability",
     "plot_size_distribution",
     "plot_training",

@@ -1,4 +1,4 @@
-"""Charts: training curves, class shares, confusion, sizes."""
+"""Charts: training curves, other lines, class shares, confusion, sizes, places of patches."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,15 @@ import pandas as pd
 import seaborn as sns
 from jaxtyping import Integer
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from renal_utils.labels import LabelSet
 from renal_utils.plots.style import SERIES_COLOURS
 
 _LEGIBLE_SHARE = 0.06  # segments of a bar that are narrower carry no number
+_NO_SPLIT = "#999999"
 
 
 def plot_training(
@@ -53,6 +56,80 @@ def plot_training(
     ax.set_title(title)
     if len(columns) > 1:
         ax.legend()
+    return ax
+
+
+def plot_lines(
+    table: pd.DataFrame,
+    *,
+    xlabel: str,
+    ylabel: str = "",
+    title: str = "",
+    percent: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the columns of a table as lines over its index.
+
+    Args:
+        table: Numbers; its index is the horizontal axis, its columns' names are the legend.
+        xlabel: Text with the unit.
+        ylabel: Text with the unit.
+        title: What to see in it.
+        percent: Whether the values are shares, 0 to 1, to be written as percentages.
+        ax: Where to draw; None opens a new figure.
+
+    Raises:
+        ValueError: If the table is empty.
+    """
+    if table.empty:
+        raise ValueError("no numbers in the table, so there are no lines to draw")
+    ax = ax or plt.subplots()[1]
+    marker = "o" if len(table) < 30 else None
+    for column in table.columns:
+        ax.plot(table.index, table[column], label=str(column), marker=marker, markersize=3.5)
+    if percent:
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_title(title)
+    if len(table.columns) > 1:
+        ax.legend()
+    return ax
+
+
+def plot_patch_places(
+    manifest: pd.DataFrame, *, by: str = "split", title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Draw where the patches of one slide lie on it, in a colour for each split.
+
+    Args:
+        manifest: Patches of one slide, or of its tiles.
+        by: Column that gives the colour; an empty text is drawn grey, as "none".
+        title: What to see in it.
+        ax: Where to draw; None opens a new figure.
+
+    Raises:
+        ValueError: If a column is not in the manifest, it is empty, or has too many values of
+            ``by`` to be told apart.
+    """
+    _check_columns(manifest, ["x_l0", "y_l0", "patch_px", "downsample", by])
+    if manifest.empty:
+        raise ValueError("no patch in the manifest, so there are no places to draw")
+    ax = ax or plt.subplots(figsize=(3.6, 3.8))[1]
+    side = (manifest["patch_px"] * manifest["downsample"]).to_numpy()
+    colours = _value_colours(manifest[by])
+    for value, colour in colours.items():
+        chosen = (manifest[by] == value).to_numpy()
+        places = manifest.loc[chosen, ["x_l0", "y_l0"]].to_numpy()
+        squares = [Rectangle(xy, s, s) for xy, s in zip(places, side[chosen], strict=True)]
+        centres = places + side[chosen, None] / 2
+        ax.add_collection(PatchCollection(squares, facecolor=colour, alpha=0.15, edgecolor="none"))
+        ax.scatter(*centres.T, s=6, color=colour, linewidths=0)
+    x, y = manifest["x_l0"].to_numpy(), manifest["y_l0"].to_numpy()
+    ax.set(xlim=(x.min(), (x + side).max()), ylim=((y + side).max(), y.min()), aspect="equal")
+    ax.set(xlabel="x, level-0 pixels", ylabel="y, level-0 pixels")
+    ax.set_title(title)
+    handles = [Patch(color=c, label=str(v) or "none") for v, c in colours.items()]
+    ax.legend(handles=handles, ncols=len(handles), loc="lower left", bbox_to_anchor=(0, 1.08))
     return ax
 
 
@@ -168,6 +245,15 @@ def _group_colours(count: int) -> list[str]:
     if count > len(SERIES_COLOURS):
         raise ValueError(f"{count} groups, but only {len(SERIES_COLOURS)} can be told apart")
     return list(SERIES_COLOURS[:count])
+
+
+def _value_colours(values: pd.Series) -> dict[str, str]:
+    """Give each value a colour, in the order of splits and then of appearance."""
+    known = [name for name in ("train", "val", "test") if (values == name).any()]
+    others = [v for v in values.unique() if v not in ("train", "val", "test", "")]
+    named = [*known, *others]
+    colours = dict(zip(named, _group_colours(len(named)), strict=True))
+    return colours | ({"": _NO_SPLIT} if (values == "").any() else {})
 
 
 def _check_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
