@@ -21,8 +21,8 @@ FLOORS = {
     2: """slide_levels tiff_files slide_files slide_writing slides label_samplers label_sources
         annotations synthetic checkpoints validation training_plan training_step run_state
         training plots""",
-    3: """manifests patch_reader patching splits leaks datasets drawn_donors archive window_reader
-        stitch_plan slide_results stitching""",
+    3: """manifests patch_reader patching covering splits leaks datasets drawn_donors archive
+        catalogue window_reader stitch_plan slide_results stitching""",
     4: "loading studies course",
     5: "cli",
 }

@@ -1,0 +1,60 @@
+"""Catalogue: the data sets by name, so that one parameter decides what a lesson reads.
+
+A new data set is one reader and one line in ``DATASETS``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from renal_utils.archive import ensure_drawn, read_drawn
+from renal_utils.datasets.hubmap import read_hubmap
+from renal_utils.datasets.kpis import read_kpis
+from renal_utils.datasets.tiles import read_tiles
+from renal_utils.records import ImageRecord
+from renal_utils.runtime import resolve_path
+
+
+def read_drawn_glomeruli(folder: str | Path) -> list[ImageRecord]:
+    """Return the drawn slides with their glomeruli as truth, drawing them on first use.
+
+    Slides and masks are read in HuBMAP's layout; donor, group, split and scale are the archive's.
+
+    Raises:
+        ValueError: If the folder holds something else, or another archive.
+    """
+    folder = ensure_drawn(folder)
+    known = {record.image_id: record for record in read_drawn(folder)}
+    taken = ("donor", "group", "split", "mpp")
+    return [
+        replace(record, **{name: getattr(known[record.image_id], name) for name in taken})
+        for record in read_hubmap(folder / "hubmap")
+    ]
+
+
+DATASETS: Mapping[str, Callable[[Path], list[ImageRecord]]] = {
+    "drawn": read_drawn_glomeruli,
+    "hubmap": read_hubmap,
+    "kpis": read_kpis,
+    "tiles": read_tiles,
+}
+
+
+def read_dataset(name: str, folder: str | Path) -> list[ImageRecord]:
+    """Return the images of a data set whose truth is known; a hidden test set is left out.
+
+    Args:
+        name: A key of ``DATASETS``.
+        folder: Where it lies; relative paths start at the project's root.
+
+    Raises:
+        ValueError: If the name is unknown (the known ones are listed), the folder is not laid out
+            as its reader expects, or no image has a truth.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"no data set {name!r}; known: {', '.join(DATASETS)}")
+    folder = resolve_path(folder)
+    records = [r for r in DATASETS[name](folder) if r.truth_kind != "none"]
+    if not records:
+        raise ValueError(f"{folder}: no image has a truth to learn from; see data/README.md")
+    return records

@@ -1,0 +1,67 @@
+"""The data sets by name: which records come, and what is refused."""
+
+import pytest
+from patch_images import write_image
+from PIL import Image
+
+from renal_utils import catalogue
+from renal_utils.archive import draw_archive, read_drawn
+from renal_utils.catalogue import read_dataset, read_drawn_glomeruli
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "archive"
+    return draw_archive(folder, workers=1, slide_px=1200, donors=2)
+
+
+def test_drawn_slides_come_with_glomeruli_and_the_archives_donors(archive, monkeypatch):
+    monkeypatch.setattr(catalogue, "ensure_drawn", lambda folder: folder)
+    records = read_dataset("drawn", archive)
+    known = {record.image_id: record for record in read_drawn(archive)}
+    assert {r.image_id for r in records} == set(known)
+    for record in records:
+        assert (record.label_set, record.truth_kind) == ("glomeruli", "rle_csv")
+        for name in ("donor", "group", "split", "mpp", "image_path"):
+            assert getattr(record, name) == getattr(known[record.image_id], name)
+
+
+def test_drawn_slides_are_drawn_on_first_use(tmp_path, monkeypatch):
+    asked = []
+
+    def draw(folder):
+        asked.append(folder)
+        return draw_archive(folder, workers=1, slide_px=1200, donors=1)
+
+    monkeypatch.setattr(catalogue, "ensure_drawn", draw)
+    assert len(read_drawn_glomeruli(tmp_path / "new")) == 1
+    assert asked == [tmp_path / "new"]
+
+
+@pytest.mark.parametrize(("name", "sub"), [("kpis", "kpis"), ("hubmap", "hubmap")])
+def test_a_layout_is_read_by_its_name(archive, name, sub):
+    assert read_dataset(name, archive / sub)
+
+
+def test_tiles_are_read_from_a_folder_relative_to_the_project(tmp_path, monkeypatch):
+    for part in ("images", "masks_instance"):
+        (tmp_path / "mine" / part).mkdir(parents=True)
+        Image.new("L", (64, 48)).save(tmp_path / "mine" / part / "a.png")
+    monkeypatch.setenv("RENAL_HOME", str(tmp_path))
+    assert [record.image_id for record in read_dataset("tiles", "mine")] == ["a"]
+
+
+def test_images_without_truth_are_left_out(tmp_path, monkeypatch):
+    labelled = write_image(tmp_path, "labelled")
+    hidden = write_image(tmp_path, "hidden", truth_kind="none", truth_path=None)
+    found = {"test": lambda folder: [hidden, labelled]}
+    monkeypatch.setattr(catalogue, "DATASETS", found)
+    assert read_dataset("test", tmp_path) == [labelled]
+    monkeypatch.setattr(catalogue, "DATASETS", {"test": lambda folder: [hidden]})
+    with pytest.raises(ValueError, match="no image has a truth"):
+        read_dataset("test", tmp_path)
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="'hubmab'; known: drawn, hubmap, kpis, tiles"):
+        read_dataset("hubmab", tmp_path)
