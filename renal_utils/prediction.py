@@ -69,7 +69,7 @@ def make_predictor(model: nn.Module, *, device: str = "auto", precision: str = "
     exact = pick_precision(precision, chosen)
     own = copy.deepcopy(model).eval().requires_grad_(False)
     identity = f"{weights_hash(own)} {exact}"
-    own = own.to(chosen, memory_format=torch.channels_last)
+    own = own.to(chosen).to(memory_format=torch.channels_last)
     if exact == "bf16-mixed":
         _round_weights(own)
     return Predictor(own, chosen, exact, identity)

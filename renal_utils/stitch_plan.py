@@ -66,9 +66,9 @@ class StitchPlan:
 
     def view_of(self, slide: Slide) -> SlideView:
         """Return the slide at this plan's scale."""
-        if self.downsample is not None:
-            return slide.at_downsample(float(self.downsample))
-        return slide.at_mpp(float(self.mpp))
+        if self.mpp is not None:
+            return slide.at_mpp(float(self.mpp))
+        return slide.at_downsample(float(self.downsample or 1))
 
     def classes_with_objects(self, label_set: LabelSet) -> tuple[str, ...]:
         """Return the names of the classes to count, checked against the label set."""
