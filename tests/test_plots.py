@@ -286,6 +286,19 @@ def test_figures_of_noise_stay_small_and_keep_the_colours_of_the_legend(labels):
     assert (255, 255, 255) in colours
 
 
+def test_a_smaller_palette_makes_a_smaller_figure_and_keeps_the_fixed_colours(labels):
+    rgb = np.random.default_rng(0).integers(60, 200, (200, 200, 3), np.uint8)
+    ax = plots.plot_overlay(rgb, np.zeros((200, 200), np.uint8), GLOMERULI, title="Noise")
+    few, many = (figure_png(ax.figure, palette=n) for n in (40, 256))
+    assert len(few) < 0.8 * len(many)
+    with Image.open(io.BytesIO(few)) as image:
+        colours = {c for _, c in image.convert("RGB").getcolors()}
+    assert len(colours) <= 40
+    assert {(0, 0, 0), (255, 255, 255)} <= colours
+    with pytest.raises(ValueError, match="32 to 256"):
+        figure_png(ax.figure, palette=8)
+
+
 def test_the_alternative_text_is_made_of_titles_and_labels(history):
     ax = plots.plot_training(history, title="The loss falls")
     assert alternative_text(ax.figure) == "The loss falls (x: Epoch)"

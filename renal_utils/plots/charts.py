@@ -129,7 +129,7 @@ def plot_patch_places(
     ax.set(xlabel="x, level-0 pixels", ylabel="y, level-0 pixels")
     ax.set_title(title)
     handles = [Patch(color=c, label=str(v) or "none") for v, c in colours.items()]
-    ax.legend(handles=handles, ncols=len(handles), loc="lower left", bbox_to_anchor=(0, 1.08))
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
