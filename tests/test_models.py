@@ -35,7 +35,8 @@ def build(name, options, **kwargs):
 
 
 def test_the_table_of_small_networks_leaves_none_out():
-    assert {name for name, _, _ in SMALL} == set(MODELS) == {name for name, *_ in COUNTS}
+    ours = {name for name, make in MODELS.items() if make.__module__.startswith("renal_utils")}
+    assert {name for name, _, _ in SMALL} == ours == {name for name, *_ in COUNTS}
 
 
 @pytest.mark.parametrize(("name", "options", "classes", "expected"), COUNTS)
