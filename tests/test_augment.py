@@ -124,6 +124,16 @@ def test_what_was_beyond_the_border_is_ignored_and_not_background() -> None:
         assert 0.02 < np.mean([(i == IGNORE_ID).mean() for i in ids]) < 0.3
 
 
+def test_every_geometric_change_of_the_thesis_fills_with_white_glass() -> None:
+    grey = np.full((96, 96, 3), 120, np.uint8)
+    flips_and_turns, affine, distortions = thesis_list().transforms[:3], *thesis_list()[3:5]
+    for transform in (*flips_and_turns, affine, *distortions.transforms):
+        for seed in range(8):
+            transform.set_random_seed(seed)
+            image = transform(image=grey, mask=grey[..., 0])["image"]
+            assert (np.ptp(image, axis=2) <= 1).all(), type(transform).__name__
+
+
 def test_stain_keeps_glass_bright_and_tissue_distinct() -> None:
     image = np.full((64, 64, 3), 250, np.uint8)
     labels = np.zeros((64, 64), np.uint8)
