@@ -185,9 +185,9 @@ def thesis_list(*, literal: bool = False) -> Any:
     ShiftScaleRotate and the two probabilities of 0.3 come from the public HuBMAP notebooks that it
     follows, the rest are albumentations' defaults. We deviate twice: ShiftScaleRotate has become
     ``Affine``, and PiecewiseAffine, far too slow to feed a training, is replaced by a thin-plate
-    spline on the same 4 x 4 control points unless ``literal``. The literal one of albumentations 2.0
-    is no longer affine by pieces: it blends control points by inverse distance, which bulges the
-    image around each of them in the same way at every draw.
+    spline on the same 4 x 4 control points unless ``literal``. The one of albumentations 2.0 is
+    no longer affine by pieces: it blends control points by inverse distance, which bulges the image
+    around each of them in the same way at every draw.
     """
     a = _albumentations()
     # one number a channel: a single one would fill the distortions' rims with red, not white

@@ -183,6 +183,8 @@ def test_a_grid_has_an_axes_for_each_image_and_one_scale_bar(rgb):
     assert [ax.get_title("left") for ax in axes] == list("abcde")
     assert len(axes[0].figure.axes) == 5
     assert [len(ax.texts) for ax in axes] == [1, 0, 0, 0, 0]
+    headed = plots.plot_grid([rgb] * 2, mpp=0.5, heading="Noise")[0].figure
+    assert alternative_text(headed).startswith("Noise")
     with pytest.raises(ValueError, match="2 titles for 1 images"):
         plots.plot_grid([rgb], ["a", "b"])
     with pytest.raises(ValueError, match="no image"):

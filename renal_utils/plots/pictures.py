@@ -118,6 +118,7 @@ def plot_grid(
     columns: int = 4,
     mpp: float | int | None = None,
     cell_inches: float | int = 1.6,
+    heading: str = "",
 ) -> np.ndarray:
     """Draw images side by side, row by row; the first one gets the scale bar.
 
@@ -127,6 +128,7 @@ def plot_grid(
         columns: Images in a row.
         mpp: Microns per pixel of all of them, or None.
         cell_inches: Width of one image.
+        heading: Over all of them: what to see.
 
     Returns:
         The axes of the images, in order.
@@ -141,7 +143,11 @@ def plot_grid(
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     size = columns * cell_inches, rows * (cell_inches + (0.25 if titles else 0))
-    _, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(size[0], size[1] + (0.3 if heading else 0)), squeeze=False
+    )
+    if heading:
+        figure.suptitle(heading, x=0.01, ha="left")
     for ax in grid.flat[len(images) :]:
         ax.remove()
     for index, image in enumerate(images):
