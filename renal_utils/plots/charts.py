@@ -123,7 +123,7 @@ def plot_patch_places(
         squares = [Rectangle(xy, s, s) for xy, s in zip(places, side[chosen], strict=True)]
         centres = places + side[chosen, None] / 2
         ax.add_collection(PatchCollection(squares, facecolor=colour, alpha=0.15, edgecolor="none"))
-        ax.scatter(*centres.T, s=6, color=colour, linewidths=0)
+        ax.scatter(centres[:, 0], centres[:, 1], s=6, color=colour, linewidths=0)
     x, y = manifest["x_l0"].to_numpy(), manifest["y_l0"].to_numpy()
     ax.set(xlim=(x.min(), (x + side).max()), ylim=((y + side).max(), y.min()), aspect="equal")
     ax.set(xlabel="x, level-0 pixels", ylabel="y, level-0 pixels")

@@ -101,8 +101,8 @@ def _quantise(image: Image.Image, count: int) -> Image.Image:
     """Reduce an image to few colours, among them those of the classes, black, greys and white."""
     fixed = np.array([*_CLASS_COLOURS, *_GREYS], np.uint8)
     chosen = image.quantize(count - len(fixed), dither=Image.Dither.NONE).getpalette()
-    chosen = np.array(chosen, np.uint8).reshape(-1, 3)[: count - len(fixed)]
-    palette = np.concatenate([fixed, chosen])
+    free = np.array(chosen, np.uint8).reshape(-1, 3)[: count - len(fixed)]
+    palette = np.concatenate([fixed, free])
     # PIL's own search for the nearest colour is coarse: white would come out as some pale grey
     colours, pixels = np.unique(np.asarray(image).reshape(-1, 3), axis=0, return_inverse=True)
     nearest = cKDTree(palette).query(colours)[1].astype(np.uint8)
