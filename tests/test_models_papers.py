@@ -1,4 +1,4 @@
-"""LSU-Net, ASRMU-Net, the stand-in for MAU-Net and VariableUNet, and the blocks they are made of."""
+"""LSU-Net, ASRMU-Net, our stand-in for MAU-Net, VariableUNet, and the blocks they are made of."""
 
 import math
 
@@ -87,14 +87,13 @@ def test_counts_lie_as_far_from_the_published_ones_as_the_docstrings_say():
 
 
 def operations(model: nn.Module, side_px: int) -> float:
-    """G operations as the LSU-Net paper counts: multiplications and biases of convolutions, two a
-    value normalised, one a value cut by ReLU or GELU; nothing for linear layers and the like."""
+    """G operations: multiplications of convolutions, and two for each value normalised."""
     counts = []
 
     def count(module, _, out):
         if isinstance(module, nn.Conv2d):
             taps = math.prod(module.kernel_size) * module.in_channels // module.groups
-            counts.append(out.numel() * (taps + (module.bias is not None)))
+            counts.append(out.numel() * taps)
         elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
             counts.append(2 * out.numel())
 
@@ -253,7 +252,9 @@ def test_patch_embeddings_have_no_mean_and_unit_spread_over_their_channels():
 # ASRMU-Net
 
 
-@pytest.mark.parametrize("unit", [sru(8), ssru(), ssru(threshold=None)], ids=["sru", "ssru", "soft"])
+@pytest.mark.parametrize(
+    "unit", [sru(8), ssru(), ssru(threshold=None)], ids=["sru", "ssru", "soft"]
+)
 def test_spatial_units_part_and_recombine_without_loss(unit):
     features = torch.randn(2, 8, 6, 5)
     much, little = unit.parts(features)
@@ -343,11 +344,11 @@ def test_channels_that_cannot_be_split_are_refused():
 
 
 def test_multi_scale_attention_only_weakens_and_sees_as_far_as_its_widest_scale():
-    attention = MultiScaleAttention(4).eval()
-    features = torch.randn(1, 4, 13, 13, requires_grad=True)
+    attention = MultiScaleAttention(16).eval()
+    features = torch.randn(1, 16, 13, 13, requires_grad=True)
     out = attention(features)
     assert (out.abs() <= features.abs()).all()
-    # the channels' weights see the whole image; with the same mean everywhere they cannot move
+    # the channels' weights see the whole image: with a first layer of zeros they see nothing
     nn.init.zeros_(attention.channel_gate[1].weight)
     attention(features)[0, :, 6, 6].sum().backward()
     rows, columns = features.grad[0].abs().sum(dim=0).nonzero().unbind(1)

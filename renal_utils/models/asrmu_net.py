@@ -46,7 +46,7 @@ def asrmu_net(
     middle, deep, deepest = (base_width * 2**level for level in (2, 3, 4))
     if use_ssru:
         for level in (0, 1):
-            model.encoder[level].append(ssru(threshold=gate_threshold))
+            model.encoder[level].add_module("ssru", ssru(threshold=gate_threshold))
     if use_asrm:
         put_in(model.encoder[2], ASRM(middle, threshold=gate_threshold))
     if use_csru:
@@ -56,6 +56,6 @@ def asrmu_net(
     return model
 
 
-def put_in(block: nn.Sequential, unit: nn.Module) -> None:
+def put_in(block: nn.Module, unit: nn.Module) -> None:
     """Exchange a double block's second convolution; normalisation and ReLU after it remain."""
-    block[3] = unit
+    block.add_module("3", unit)  # its place in the sequence: 0-2 are the first convolution's

@@ -70,9 +70,7 @@ class MAUNet(nn.Module):
 
     size_multiple = 16
 
-    def __init__(
-        self, in_channels: int = 3, num_classes: int = 1, *, base_width: int = 36
-    ) -> None:
+    def __init__(self, in_channels: int = 3, num_classes: int = 1, *, base_width: int = 36) -> None:
         super().__init__()
         if base_width < 4 or base_width % 4:
             raise ValueError(f"base_width must be at least 4 and a multiple of 4, not {base_width}")

@@ -37,7 +37,7 @@ def open_gate(
 class NormGate(nn.Module):
     """Weights of the SRU: how much a channel varies, by the scale its normalisation has learned.
 
-    sigmoid(scale / sum(scale) * GN(X)) (SCConv, eq. 2 and 3); 2 C parameters.
+    sigmoid(scale / sum(scale) * GN(X)) (SCConv, 3.2); 2 C parameters.
 
     Args:
         channels: Channels C.
@@ -71,7 +71,7 @@ class MapGate(nn.Module):
 
 
 class SpatialReconstruction(nn.Module):
-    """Part the maps by a gate, then add the halves of their channels crosswise (SCConv, eq. 4).
+    """Part the maps by a gate, then add the halves of their channels crosswise (SCConv, 3.2).
 
     Nothing gets lost: the two parts add up to the input, and the two halves of the output add up to
     the two halves of the input.
@@ -108,10 +108,11 @@ class SpatialReconstruction(nn.Module):
 
 
 class ChannelReconstruction(nn.Module):
-    """Split and squeeze the channels, transform them by two branches, weigh these (SCConv, eq. 5-8).
+    """Split and squeeze the channels, transform them by two branches, weigh these (SCConv, 3.3).
 
     Half of the channels feed the full branch, half the cheap one, each squeezed to C/4 by a 1x1
-    convolution. Full: ``spatial`` plus a 1x1 convolution. Cheap: a 1x1 convolution beside its input.
+    convolution. Full: ``spatial`` plus a 1x1 convolution. Cheap: a 1x1 convolution to 3 C/4, beside
+    the C/4 that it comes from.
 
     Args:
         channels: Channels C that come in and go out; a multiple of 4.

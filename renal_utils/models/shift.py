@@ -10,6 +10,7 @@ Sources: Yu et al., S2-MLPv2 (arXiv 2108.01072); Ding et al., LSU-Net (arXiv 250
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -53,9 +54,7 @@ def spatial_shift(
     """
     channels = features.shape[1]
     bounds = [channels * quarter // 4 for quarter in range(5)]
-    quarters = (
-        features[:, start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)
-    )
+    quarters = (features[:, start:end] for start, end in pairwise(bounds))
     moved = [
         shift_by_one(quarter, dim=dim, step=step)
         for quarter, (dim, step) in zip(quarters, moves, strict=True)
