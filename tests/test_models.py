@@ -15,6 +15,10 @@ COUNTS = [
     ("unet", {}, 4, 34_527_236),
     ("unet", {}, 1, 34_527_041),
     ("unet_resnet34", {}, 1, 24_436_369),
+    ("variable_unet", {}, 1, 762_133),
+    ("lsu_net", {"deep_supervision": True}, 4, 1_080_360),
+    ("asrmu_net", {}, 4, 21_320_810),
+    ("mau_net", {}, 4, 11_105_815),
 ]
 
 # name, options of a small version, what sides must be multiples of
@@ -22,6 +26,10 @@ SMALL = [
     ("unet", {"base_width": 4}, 16),
     ("unet", {"base_width": 3, "depth": 2}, 4),
     ("unet_resnet34", {}, 32),
+    ("variable_unet", {"base_width": 3}, 16),
+    ("lsu_net", {"widths": (8, 8, 8, 16, 16)}, 32),
+    ("asrmu_net", {"base_width": 4}, 16),
+    ("mau_net", {"base_width": 4}, 16),
 ]
 
 every_network = pytest.mark.parametrize(

@@ -10,12 +10,20 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from renal_utils.models.asrmu_net import asrmu_net
+from renal_utils.models.lsu_net import LSUNet
+from renal_utils.models.mau_net import MAUNet
 from renal_utils.models.pretrained import unet_resnet34
 from renal_utils.models.unet import UNet
+from renal_utils.models.variable_unet import VariableUNet
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "unet": UNet,
     "unet_resnet34": unet_resnet34,
+    "variable_unet": VariableUNet,
+    "lsu_net": LSUNet,
+    "asrmu_net": asrmu_net,
+    "mau_net": MAUNet,
 }
 
 
