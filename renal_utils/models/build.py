@@ -10,12 +10,30 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from renal_utils.models.attention_unet import AttentionUNet
+from renal_utils.models.cbam_unet import CbamUNet
+from renal_utils.models.ce_net import CENet
+from renal_utils.models.fcn import fcn8s, fcn16s, fcn32s
 from renal_utils.models.pretrained import unet_resnet34
+from renal_utils.models.res_unet import ResUNet
 from renal_utils.models.unet import UNet
+from renal_utils.models.unet3p import UNet3Plus
+from renal_utils.models.unetpp import SmallUNet, UNetPlusPlus, unetpp_small
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "unet": UNet,
     "unet_resnet34": unet_resnet34,
+    "unet_small": SmallUNet,
+    "unetpp": UNetPlusPlus,
+    "unetpp_small": unetpp_small,
+    "unet3p": UNet3Plus,
+    "attention_unet": AttentionUNet,
+    "cbam_unet": CbamUNet,
+    "res_unet": ResUNet,
+    "ce_net": CENet,
+    "fcn32s": fcn32s,
+    "fcn16s": fcn16s,
+    "fcn8s": fcn8s,
 }
 
 
