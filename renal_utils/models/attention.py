@@ -1,7 +1,7 @@
 """CBAM: weigh a map's channels, then its pixels (Woo et al., ECCV 2018).
 
 Both steps multiply the map by weights between 0 and 1 that they compute from averages and maxima of
-the map itself. HARU-Net (section 3.3, equations 1 and 2) puts them on the skips of its network, and
+the map itself. HARU-Net (section 3.2, equations 1 and 2) puts them on the skips of its network, and
 so does the CBAM-UNet of the ASRMU-Net paper as we read it.
 
 Convolutions have no bias and no normalisation follows: only so does CBAM-UNet have the 34,571,148

@@ -57,9 +57,7 @@ class AttentionUNet(nn.Module):
         ValueError: If an argument is not positive.
     """
 
-    def __init__(
-        self, in_channels: int = 3, num_classes: int = 1, *, base_width: int = 64
-    ) -> None:
+    def __init__(self, in_channels: int = 3, num_classes: int = 1, *, base_width: int = 64) -> None:
         super().__init__()
         widths = [base_width * 2**level for level in range(5)]
         self.in_channels, self.size_multiple = in_channels, 16

@@ -1,4 +1,4 @@
-"""CBAM-UNet: a U-Net whose skips pass through CBAM, a rival in the ASRMU-Net paper (its table 3).
+"""CBAM-UNet: a U-Net whose skips pass through CBAM, a rival in the ASRMU-Net paper (its table 4).
 
 The paper gives its count, 34,571,148 for four classes, and no diagram that says where the attention
 stands. The count is that of our U-Net and four CBAM, for 64 to 512 channels; it cannot tell whether
@@ -24,7 +24,7 @@ class CbamUNet(nn.Module):
         kernel: Side of the spatial attention's convolution, odd.
 
     Raises:
-        ValueError: If an argument is not positive, or the kernel is even.
+        ValueError: If a number is not positive, or the kernel is even.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from renal_utils.models.blocks import check_input, concatenate
 
 
 class DenseAtrousConv(nn.Module):
-    """Add four branches of dilated convolutions to a map (DAC, figure 3 of the paper).
+    """Add four branches of dilated convolutions to a map (DAC, section II-B of the paper).
 
     The branches see 3, 7, 9 and 19 pixels a side. They share their layers: three 3x3 convolutions
     of dilation 1, 3 and 5 and one 1x1, 7,342,080 parameters for 512 channels.
@@ -48,7 +48,7 @@ class DenseAtrousConv(nn.Module):
 
 
 class MultiKernelPooling(nn.Module):
-    """Put four summaries of a map beside it, one channel each (RMP, figure 4 of the paper).
+    """Put four summaries of a map beside it, one channel each (RMP, section II-B of the paper).
 
     Each is the map pooled by 2, 3, 5 or 6 pixels, brought to one channel by a convolution that all
     four share, and enlarged. A map smaller than a kernel is pooled as a whole, which the paper

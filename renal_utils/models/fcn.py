@@ -1,7 +1,7 @@
 """FCN-32s, 16s and 8s on VGG-16 (Long, Shelhamer and Darrell, CVPR 2015; IEEE TPAMI 2017).
 
-The first network to learn segmentation end to end: a classifier's fully connected layers are read
-as convolutions, so that it scores every place of the image. Scores of finer maps are added on the
+A classifier's fully connected layers are read as convolutions, so that it scores every place of the
+image, and the whole is trained end to end. Scores of finer maps are added on the
 way back up. The HuBMAP thesis introduces it as the step before U-Net (section 2.3).
 
 Sizes. The paper pads its first layer with 100 pixels, convolves the 7x7 layer without padding and
@@ -152,7 +152,8 @@ def _start_like_he(layer: nn.Module) -> None:
     # there is no normalisation: torch's own start would let the signal fade on 15 layers
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def _check_arguments(

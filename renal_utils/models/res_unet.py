@@ -35,7 +35,9 @@ def residual_stem(in_channels: int, out_channels: int) -> Residual:
     40,640 parameters for 3 -> 64 channels.
     """
     body = nn.Sequential(
-        _conv(in_channels, out_channels), *_activate(out_channels), _conv(out_channels, out_channels)
+        _conv(in_channels, out_channels),
+        *_activate(out_channels),
+        _conv(out_channels, out_channels),
     )
     return Residual(body, _conv(in_channels, out_channels))
 
@@ -74,9 +76,7 @@ class ResUNet(nn.Module):
         ValueError: If an argument is not positive.
     """
 
-    def __init__(
-        self, in_channels: int = 3, num_classes: int = 1, *, base_width: int = 64
-    ) -> None:
+    def __init__(self, in_channels: int = 3, num_classes: int = 1, *, base_width: int = 64) -> None:
         super().__init__()
         if min(in_channels, num_classes, base_width) < 1:
             raise ValueError(

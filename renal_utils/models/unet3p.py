@@ -3,7 +3,7 @@
 Encoder maps of its own and finer levels come pooled, decoder maps of coarser levels come enlarged;
 each is brought to the same few channels, so that no level outweighs another (section 2.1). Our
 network is the plain one and the one with deep supervision. The paper's classification-guided
-module, which blanks images said to hold no organ, is left out: kidney patches nearly always do.
+module, which blanks images that it holds to be without organ, is left out.
 """
 
 from collections.abc import Sequence

@@ -3,13 +3,14 @@
 Between the encoder and the decoder of a U-Net stands a triangle of further blocks, so that a skip
 joins maps that differ less. Maps are enlarged by bilinear interpolation, which has no parameters.
 
-Two papers of the course count two sizes: ASRMU-Net's table 3 the one of 64 to 1024 channels
-(36,629,828, four classes), LSU-Net's table 1 the one of 32 to 512 (9.16 million) and a U-Net of the
-same style (7.85 million). The counts are met by double blocks whose convolutions have biases and are
-followed by batch normalisation.
+Two papers of the course count two sizes: ASRMU-Net's table 4 the one of 64 to 1024 channels
+(36,629,828, four classes), LSU-Net's table 1 the one of 32 to 512 (9.16 million) and a U-Net of
+the same style (7.85 million). Double blocks whose convolutions have biases and are followed by
+batch normalisation meet the counts.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class UNetPlusPlus(nn.Module):
         self.nodes = nn.ModuleDict(
             {
                 f"{level}_{column}": DoubleConv(column * width + below, width)
-                for level, (width, below) in enumerate(zip(widths, widths[1:], strict=False))
+                for level, (width, below) in enumerate(pairwise(widths))
                 for column in range(1, DEPTH - level + 1)
             }
         )
@@ -123,9 +124,7 @@ class SmallUNet(nn.Module):
         ValueError: If an argument is not positive.
     """
 
-    def __init__(
-        self, in_channels: int = 3, num_classes: int = 1, *, base_width: int = 32
-    ) -> None:
+    def __init__(self, in_channels: int = 3, num_classes: int = 1, *, base_width: int = 32) -> None:
         super().__init__()
         widths = [base_width * 2**level for level in range(DEPTH + 1)]
         self.in_channels, self.size_multiple = in_channels, 2**DEPTH
