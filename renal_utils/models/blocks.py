@@ -5,6 +5,7 @@ of its parts is: tests compare them with the published figures.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -31,6 +32,36 @@ class DoubleConv(nn.Sequential):
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
+
+
+class Encoder(nn.Module):
+    """The way down of a U-Net: double blocks, with the size halved between them.
+
+    Args:
+        in_channels: Channels of the image.
+        widths: Channels of each level, finest first. Five levels of 64 to 1024 channels have
+            18,851,136 parameters.
+
+    Raises:
+        ValueError: If a number of channels is not positive.
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        if min(in_channels, *widths) < 1:
+            raise ValueError(
+                "the image and each level need at least 1 channel, not "
+                f"{in_channels} and {', '.join(map(str, widths))}"
+            )
+        self.blocks = nn.ModuleList(map(DoubleConv, [in_channels, *widths[:-1]], widths))
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _ _ _"]]:
+        """Return the map of every level, finest first; each has half the sides of the last."""
+        maps = [self.blocks[0](image)]
+        for block in self.blocks[1:]:
+            maps.append(block(self.pool(maps[-1])))
+        return maps
 
 
 class UpConv(nn.Sequential):

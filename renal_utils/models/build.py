@@ -11,10 +11,17 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from renal_utils.models.asrmu_net import asrmu_net
+from renal_utils.models.attention_unet import AttentionUNet
+from renal_utils.models.cbam_unet import CbamUNet
+from renal_utils.models.ce_net import CENet
+from renal_utils.models.fcn import fcn8s, fcn16s, fcn32s
 from renal_utils.models.lsu_net import LSUNet
 from renal_utils.models.mau_net import MAUNet
 from renal_utils.models.pretrained import unet_resnet34
+from renal_utils.models.res_unet import ResUNet
 from renal_utils.models.unet import UNet
+from renal_utils.models.unet3p import UNet3Plus
+from renal_utils.models.unetpp import SmallUNet, UNetPlusPlus, unetpp_small
 from renal_utils.models.variable_unet import VariableUNet
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
@@ -24,6 +31,17 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "lsu_net": LSUNet,
     "asrmu_net": asrmu_net,
     "mau_net": MAUNet,
+    "unet_small": SmallUNet,
+    "unetpp": UNetPlusPlus,
+    "unetpp_small": unetpp_small,
+    "unet3p": UNet3Plus,
+    "attention_unet": AttentionUNet,
+    "cbam_unet": CbamUNet,
+    "res_unet": ResUNet,
+    "ce_net": CENet,
+    "fcn32s": fcn32s,
+    "fcn16s": fcn16s,
+    "fcn8s": fcn8s,
 }
 
 
