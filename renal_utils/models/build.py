@@ -10,12 +10,32 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from renal_utils.models.pretrained import unet_resnet34
+from renal_utils.models.double_unet import DoubleUNet
+from renal_utils.models.linknet import LinkNet
+from renal_utils.models.pretrained import (
+    linknet_efficientnet_b2,
+    linknet_efficientnet_b3,
+    linknet_efficientnet_b5,
+    linknet_mobilenet_v2,
+    unet_mobilenet_v2,
+    unet_resnet34,
+)
+from renal_utils.models.rolling_unet import RollingUNet
 from renal_utils.models.unet import UNet
+from renal_utils.models.unext import UNeXt
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "unet": UNet,
     "unet_resnet34": unet_resnet34,
+    "linknet": LinkNet,
+    "linknet_efficientnet_b2": linknet_efficientnet_b2,
+    "linknet_efficientnet_b3": linknet_efficientnet_b3,
+    "linknet_efficientnet_b5": linknet_efficientnet_b5,
+    "linknet_mobilenet_v2": linknet_mobilenet_v2,
+    "unet_mobilenet_v2": unet_mobilenet_v2,
+    "double_unet": DoubleUNet,
+    "unext": UNeXt,
+    "rolling_unet_s": RollingUNet,
 }
 
 
