@@ -46,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_data(verbs)
     _add_run(verbs)
     _add_segment(verbs)
+    _add_models(verbs)
     return parser
 
 
@@ -131,6 +132,20 @@ def _add_segment(verbs: Any) -> None:
     segment.add_argument("--precision", default="auto", help="auto, 32-true, bf16-mixed")
     segment.add_argument("--restart", action="store_true", help="discard an earlier, other result")
     segment.set_defaults(verb=_segment)
+
+
+def _add_models(verbs: Any) -> None:
+    models = verbs.add_parser(
+        "models",
+        help="list the networks and what they cost",
+        description="One row a network: parameters, true MACs, MACs as the LSU-Net paper counts "
+        "them, and the papers' figures beside ours. Seconds; with --measure minutes.",
+    )
+    models.add_argument("names", nargs="*", metavar="NAME", help="networks (default: all)")
+    models.add_argument("--size", type=int, default=224, metavar="PX", help="image (default: 224)")
+    models.add_argument("--measure", action="store_true", help="time them, and measure memory")
+    models.add_argument("--csv", type=Path, metavar="FILE", help="write the table here too")
+    models.set_defaults(verb=_models)
 
 
 def _data_draw(options: argparse.Namespace) -> int:
@@ -308,6 +323,18 @@ def _segment(options: argparse.Namespace) -> int:
             resume=not options.restart,
         )
     _print_result(result)
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from renal_utils.models.costs import cost_table
+
+    names = options.names or None
+    table = cost_table(names, size_px=options.size, measure=options.measure)
+    shown = {"parameters": "{:,}".format}
+    print(table.to_string(index=False, na_rep="-", float_format="%.3f", formatters=shown))
+    if options.csv:
+        table.to_csv(options.csv, index=False)
     return 0
 
 

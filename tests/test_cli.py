@@ -271,7 +271,7 @@ def test_debug_gives_the_traceback(tmp_path):
         main(["--debug", "data", "check", str(tmp_path / "absent")])
 
 
-@pytest.mark.parametrize("verb", [[], ["data"], ["data", "draw"], ["run"], ["segment"]])
+@pytest.mark.parametrize("verb", [[], ["data"], ["data", "draw"], ["run"], ["segment"], ["models"]])
 def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*verb, "--help"])

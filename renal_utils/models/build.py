@@ -14,14 +14,25 @@ from renal_utils.models.asrmu_net import asrmu_net
 from renal_utils.models.attention_unet import AttentionUNet
 from renal_utils.models.cbam_unet import CbamUNet
 from renal_utils.models.ce_net import CENet
+from renal_utils.models.double_unet import DoubleUNet
 from renal_utils.models.fcn import fcn8s, fcn16s, fcn32s
+from renal_utils.models.linknet import LinkNet
 from renal_utils.models.lsu_net import LSUNet
 from renal_utils.models.mau_net import MAUNet
-from renal_utils.models.pretrained import unet_resnet34
+from renal_utils.models.pretrained import (
+    linknet_efficientnet_b2,
+    linknet_efficientnet_b3,
+    linknet_efficientnet_b5,
+    linknet_mobilenet_v2,
+    unet_mobilenet_v2,
+    unet_resnet34,
+)
 from renal_utils.models.res_unet import ResUNet
+from renal_utils.models.rolling_unet import RollingUNet
 from renal_utils.models.unet import UNet
 from renal_utils.models.unet3p import UNet3Plus
 from renal_utils.models.unetpp import SmallUNet, UNetPlusPlus, unetpp_small
+from renal_utils.models.unext import UNeXt
 from renal_utils.models.variable_unet import VariableUNet
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
@@ -42,6 +53,15 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "fcn32s": fcn32s,
     "fcn16s": fcn16s,
     "fcn8s": fcn8s,
+    "linknet": LinkNet,
+    "linknet_efficientnet_b2": linknet_efficientnet_b2,
+    "linknet_efficientnet_b3": linknet_efficientnet_b3,
+    "linknet_efficientnet_b5": linknet_efficientnet_b5,
+    "linknet_mobilenet_v2": linknet_mobilenet_v2,
+    "unet_mobilenet_v2": unet_mobilenet_v2,
+    "double_unet": DoubleUNet,
+    "unext": UNeXt,
+    "rolling_unet_s": RollingUNet,
 }
 
 
