@@ -23,7 +23,7 @@ FLOORS = {
         training plots""",
     3: """manifests patch_reader patching covering splits leaks datasets drawn_donors archive
         catalogue window_reader stitch_plan slide_results stitching""",
-    4: "loading studies course",
+    4: "loading trials studies course",
     5: "cli",
 }
 ORDER = [name for modules in FLOORS.values() for name in modules.split()]
