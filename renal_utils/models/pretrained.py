@@ -152,7 +152,10 @@ def _linknet_efficientnet(
 ) -> nn.Module:
     encoder = f"efficientnet-{size}"
     model = pretrained_network("Linknet", encoder, in_channels, num_classes, encoder_weights)
-    model.UNUSED = ("encoder._conv_head.", "encoder._bn1.")  # the classifier's, counted all the same
+    model.UNUSED = (
+        "encoder._conv_head.",
+        "encoder._bn1.",
+    )  # the classifier's, counted all the same
     return model
 
 

@@ -37,7 +37,7 @@ def shift_groups(
 
 
 def on_channels(layer: nn.Module, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
-    """Apply a layer that works on the last axis, such as ``nn.Linear``, to each pixel's channels."""
+    """Apply a layer of the last axis, such as ``nn.Linear``, to the channels of each pixel."""
     return layer(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
