@@ -104,7 +104,7 @@ class UNeXt(nn.Module):
     """Three convolution stages, two of shifted tokens, and back; skips are added.
 
     1,471,921 parameters for one class, 1,471,972 for four; UNeXt-S (``UNEXT_S_WIDTHS``) has
-    253,561. The paper's loss is ``bce_dice`` with weights 0.5 and 1. Sizes must be multiples of 32.
+    253,561. The paper's loss is half the BCE plus the Dice loss. Sizes must be multiples of 32.
 
     Args:
         in_channels: Channels of the image.
