@@ -20,7 +20,7 @@ UNEXT_S_WIDTHS = (8, 16, 32, 64, 128)
 def shift_groups(
     features: Float[Tensor, "B C H W"], axis: int, *, reach: int = 2
 ) -> Float[Tensor, "B C H W"]:
-    """Shift groups of channels by -reach to +reach pixels (section 3.1); zeros come in.
+    """Shift groups of channels by -reach to +reach pixels (the shifted MLP); zeros come in.
 
     The groups are as ``torch.chunk`` makes them, the last one smaller where they are uneven.
 
@@ -60,7 +60,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ShiftedBlock(nn.Module):
-    """Shift along the height, mix, shift along the width, mix (section 3.1, equations 1 to 5).
+    """Shift along the height, mix, shift along the width, mix.
 
     A depthwise 3x3 convolution between the two tells the tokens where they are. The hidden layer is
     as wide as the input; a block of 160 channels has 53,440 parameters.
