@@ -189,8 +189,11 @@ def check_rebuildable(model: nn.Module, info: CheckpointInfo) -> None:
 
 
 def _build(info: CheckpointInfo) -> nn.Module:
+    options = dict(info.options)
+    if "encoder_weights" in options:
+        options["encoder_weights"] = None  # where training started; the file has what it ended with
     return build_model(
-        info.model, in_channels=info.in_channels, num_classes=info.num_classes, **info.options
+        info.model, in_channels=info.in_channels, num_classes=info.num_classes, **options
     )
 
 

@@ -199,7 +199,7 @@ def _vgg19(in_channels: int) -> nn.ModuleList:
     """Return the 16 convolutions of VGG-19 (Simonyan and Zisserman 2015) in five stages."""
     stages = nn.ModuleList()
     for width, convolutions in VGG19:
-        stage = [nn.MaxPool2d(2)] if len(stages) else []
+        stage: list[nn.Module] = [nn.MaxPool2d(2)] if len(stages) else []
         for _ in range(convolutions):
             stage += [nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU(inplace=True)]
             in_channels = width

@@ -4,6 +4,8 @@ The HuBMAP thesis trains so (section 5.4: 6 epochs, then 32), with an encoder th
 the random decoder's first gradients are large and would spoil what the encoder has learnt.
 """
 
+from typing import Any
+
 from torch import nn
 
 
@@ -12,7 +14,7 @@ def freeze_encoder(model: nn.Module) -> None:
 
     Its parameters get no gradient, and before each forward pass it is put in evaluation mode, so
     that batch normalisation uses the statistics it has and does not move them, whatever
-    ``model.train()`` says. Weights that the loss reaches are those outside the encoder.
+    ``model.train()`` says. Only what lies outside the encoder learns.
 
     Raises:
         ValueError: If the network has no part called ``encoder``.
@@ -20,7 +22,8 @@ def freeze_encoder(model: nn.Module) -> None:
     encoder = _encoder_of(model)
     encoder.requires_grad_(False)
     if not encoder_is_frozen(model):
-        model.frozen_encoder_hook = model.register_forward_pre_hook(_rest)
+        handle: Any = model.register_forward_pre_hook(_rest)
+        model.frozen_encoder_hook = handle
     encoder.eval()
 
 
@@ -31,8 +34,9 @@ def unfreeze_encoder(model: nn.Module) -> None:
         ValueError: If the network has no part called ``encoder``.
     """
     encoder = _encoder_of(model)
-    if encoder_is_frozen(model):
-        model.frozen_encoder_hook.remove()
+    handle: Any = getattr(model, "frozen_encoder_hook", None)
+    if handle is not None:
+        handle.remove()
         del model.frozen_encoder_hook
         encoder.requires_grad_(True)
         encoder.train(model.training)
@@ -44,7 +48,7 @@ def encoder_is_frozen(model: nn.Module) -> bool:
 
 
 def _rest(model: nn.Module, inputs: object) -> None:
-    model.encoder.eval()
+    _encoder_of(model).eval()
 
 
 def _encoder_of(model: nn.Module) -> nn.Module:

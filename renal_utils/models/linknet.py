@@ -1,6 +1,6 @@
 """LinkNet (Chaurasia and Culurciello, VCIP 2017), the original on a ResNet-18.
 
-The kidney thesis describes this network (sections 4.2 to 4.4) and trains others of its form, on
+The kidney thesis describes this network (section 4.2) and trains others of its form, on
 encoders of segmentation-models-pytorch; see ``pretrained``. What sets it apart from a U-Net: what a
 decoder block gives is *added* to the encoder's features, not joined to them, so that a block never
 sees more channels than it must.

@@ -8,6 +8,7 @@ of ours, from the address that torchvision states. Counts are for one class.
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -151,7 +152,7 @@ def _linknet_efficientnet(
     size: str, in_channels: int, num_classes: int, encoder_weights: str | None
 ) -> nn.Module:
     encoder = f"efficientnet-{size}"
-    model = pretrained_network("Linknet", encoder, in_channels, num_classes, encoder_weights)
+    model: Any = pretrained_network("Linknet", encoder, in_channels, num_classes, encoder_weights)
     model.UNUSED = (
         "encoder._conv_head.",
         "encoder._bn1.",

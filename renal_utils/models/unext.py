@@ -20,7 +20,7 @@ UNEXT_S_WIDTHS = (8, 16, 32, 64, 128)
 def shift_groups(
     features: Float[Tensor, "B C H W"], axis: int, *, reach: int = 2
 ) -> Float[Tensor, "B C H W"]:
-    """Shift groups of channels by -reach to +reach pixels (section 3.1); zeros come in.
+    """Shift groups of channels by -reach to +reach pixels (the shifted MLP); zeros come in.
 
     The groups are as ``torch.chunk`` makes them, the last one smaller where they are uneven.
 
@@ -37,7 +37,7 @@ def shift_groups(
 
 
 def on_channels(layer: nn.Module, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
-    """Apply a layer that works on the last axis, such as ``nn.Linear``, to each pixel's channels."""
+    """Apply a layer of the last axis, such as ``nn.Linear``, to the channels of each pixel."""
     return layer(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -60,7 +60,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ShiftedBlock(nn.Module):
-    """Shift along the height, mix, shift along the width, mix (section 3.1, equations 1 to 5).
+    """Shift along the height, mix, shift along the width, mix.
 
     A depthwise 3x3 convolution between the two tells the tokens where they are. The hidden layer is
     as wide as the input; a block of 160 channels has 53,440 parameters.
@@ -83,11 +83,28 @@ class ShiftedBlock(nn.Module):
         return features + on_channels(self.mix_width, shift_groups(mixed, axis=3))
 
 
+class TokenStage(nn.Module):
+    """A shifted block, and a normalisation of what it gives.
+
+    Args:
+        channels: Channels in and out.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block = ShiftedBlock(channels)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Return tokens of the same size."""
+        return on_channels(self.norm, self.block(features))
+
+
 class UNeXt(nn.Module):
     """Three convolution stages, two of shifted tokens, and back; skips are added.
 
     1,471,921 parameters for one class, 1,471,972 for four; UNeXt-S (``UNEXT_S_WIDTHS``) has
-    253,561. The paper's loss is ``bce_dice`` with weights 0.5 and 1. Sizes must be multiples of 32.
+    253,561. The paper's loss is half the BCE plus the Dice loss. Sizes must be multiples of 32.
 
     Args:
         in_channels: Channels of the image.
@@ -114,13 +131,11 @@ class UNeXt(nn.Module):
             )
         self.in_channels = in_channels
         self.encoder = nn.ModuleList(map(_halving, [in_channels, *widths[:2]], widths[:3]))
-        self.encoder.extend(map(TokenStage, widths[2:4], widths[3:]))
+        self.encoder.extend(map(_tokens, widths[2:4], widths[3:]))
         ways_out = [*widths[3::-1], widths[0]]
         self.decoder = nn.ModuleList(map(_convolution, widths[::-1], ways_out))
-        self.decoder[-1].pop(1)  # the last has no normalisation
-        self.refine = nn.ModuleList(
-            nn.ModuleList([ShiftedBlock(width), nn.LayerNorm(width)]) for width in ways_out[:2]
-        )
+        self.decoder[-1] = nn.Conv2d(widths[0], widths[0], 3, padding=1)  # without normalisation
+        self.refine = nn.ModuleList(map(TokenStage, ways_out[:2]))
         self.head = nn.Conv2d(widths[0], num_classes, kernel_size=1)
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
@@ -139,28 +154,8 @@ class UNeXt(nn.Module):
             features = torch.relu(F.interpolate(block(features), scale_factor=2, mode="bilinear"))
             features = features + skips.pop() if skips else features
             if level < len(self.refine):
-                shifted, norm = self.refine[level]
-                features = on_channels(norm, shifted(features))
+                features = self.refine[level](features)
         return self.head(features)
-
-
-class TokenStage(nn.Module):
-    """Embed patches, mix them by a shifted block, normalise.
-
-    Args:
-        in_channels: Channels that come in.
-        out_channels: Channels of a token.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.embed = PatchEmbedding(in_channels, out_channels)
-        self.block = ShiftedBlock(out_channels)
-        self.norm = nn.LayerNorm(out_channels)
-
-    def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K h w"]:
-        """Return tokens, as maps of half the height and width."""
-        return on_channels(self.norm, self.block(self.embed(features)))
 
 
 def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -170,3 +165,7 @@ def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
 
 def _halving(in_channels: int, out_channels: int) -> nn.Sequential:
     return _convolution(in_channels, out_channels).extend([nn.MaxPool2d(2), nn.ReLU(inplace=True)])
+
+
+def _tokens(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(PatchEmbedding(in_channels, out_channels), TokenStage(out_channels))
