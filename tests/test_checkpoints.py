@@ -154,3 +154,17 @@ def test_a_disk_with_room_for_the_weights_but_not_the_json_changes_neither(small
     with pytest.raises(OSError, match=r"could not write .*best\.safetensors"):
         save_checkpoint(path, small_unet(base_width=8), large)
     assert (path.read_bytes(), json_path(path).read_bytes()) == before
+
+
+def test_a_network_that_started_from_fetched_weights_is_read_without_fetching_them(
+    tmp_path, monkeypatch
+):
+    model = build_model("linknet_mobilenet_v2")
+    info = CheckpointInfo("linknet_mobilenet_v2", {"encoder_weights": "imagenet"})
+    save_checkpoint(tmp_path / "net.safetensors", model, info)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    read, told = load_checkpoint(tmp_path / "net.safetensors")
+    assert told.options == {"encoder_weights": "imagenet"}
+    for key, value in model.state_dict().items():
+        assert torch.equal(read.state_dict()[key], value), key

@@ -70,7 +70,7 @@ NARROW = {
     "unext": {"widths": (4, 6, 6, 8, 12)},
     "lsu_net": {"widths": (8, 8, 8, 16, 16)},
     "variable_unet": {"base_width": 3},
-    **dict.fromkeys(("fcn32s", "fcn16s", "fcn8s"), {"base_width": 4, "hidden_width": 16}),
+    **{key: {"base_width": 4, "hidden_width": 16} for key in ("fcn32s", "fcn16s", "fcn8s")},
 }
 NAMES = [name for name in MODELS if name not in EXCEPTIONS]
 
