@@ -80,9 +80,7 @@ def make_ce_generalised_dice(
     """
     check_share(weight)
     pixels = CrossEntropy(class_weights=class_weights, ignore_index=ignore_index)
-    overlap = GeneralisedDice(
-        class_weights=class_weights, smooth=smooth, ignore_index=ignore_index
-    )
+    overlap = GeneralisedDice(class_weights=class_weights, smooth=smooth, ignore_index=ignore_index)
     return WeightedSum([pixels, overlap], weights=[weight, 1 - weight])
 
 

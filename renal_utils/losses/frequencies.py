@@ -14,7 +14,6 @@ SCHEMES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "inverse": lambda share: 1 / share,
     "inverse_square": lambda share: 1 / share**2,
     "inverse_root": lambda share: 1 / np.sqrt(share),
-    "median": lambda share: np.median(share) / share,
 }
 
 
@@ -72,10 +71,9 @@ def class_weights(
 
     Args:
         counts: Pixels of each class.
-        scheme: What the weight is proportional to: ``inverse`` 1 / frequency; ``inverse_square``
-            1 / frequency^2, generalised Dice's (Sudre et al. 2017); ``inverse_root`` 1 / root of
-            the frequency; ``median`` median frequency / frequency (Eigen and Fergus 2015), which
-            ``inverse`` equals once both are scaled to a mean of 1.
+        scheme: What the weight is proportional to: ``inverse`` is 1 / frequency (median frequency
+            balancing is the same up to scale), ``inverse_square`` 1 / frequency^2, generalised
+            Dice's (Sudre et al. 2017), ``inverse_root`` 1 / root of the frequency.
 
     Returns:
         Weights; 0 for a class without a pixel, which takes no part in the mean of 1.

@@ -47,9 +47,7 @@ class DeepSupervision(nn.Module):
         if isinstance(outputs, Tensor):
             return self.part(outputs, target)
         weights = self.weights or (1.0,) * len(outputs)
-        _check_count(outputs, len(weights), "weights")
-        terms = [self.part(enlarge(output, target.shape[-2:]), target) for output in outputs]
-        return torch.stack([w * term for w, term in zip(weights, terms, strict=True)]).sum()
+        return sum_of_outputs(self.part, outputs, target, weights=weights)
 
 
 class MultiScaleDeepLoss(nn.Module):
@@ -78,7 +76,9 @@ class MultiScaleDeepLoss(nn.Module):
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
         if not parts:
-            raise ValueError("a multi-scale loss needs one part a level, given none")
+            raise ValueError(
+                "a multi-scale loss needs parts, one for each of its levels, given none"
+            )
         self.parts, self.sigmas = nn.ModuleList(parts), nn.Parameter(torch.ones(len(parts)))
 
     @property
@@ -158,8 +158,20 @@ class TwoBranch(nn.Module):
 
     def _branch(self, outputs: Sides, target: ClassIds, weight: float) -> Scalar:
         sides = self.side_weights or (1.0,) * (len(outputs) - 1)
-        branch = DeepSupervision(self.part, weights=(weight, *sides))
-        return branch(outputs, target)
+        return sum_of_outputs(self.part, outputs, target, weights=(weight, *sides))
+
+
+def sum_of_outputs(
+    part: nn.Module, outputs: Sides, target: ClassIds, *, weights: Sequence[float]
+) -> Scalar:
+    """Return the weighted sum of one loss over outputs, each enlarged to the target.
+
+    Raises:
+        ValueError: If there is not one weight for each output, or as the part does.
+    """
+    _check_count(outputs, len(weights), "weights")
+    terms = [part(enlarge(output, target.shape[-2:]), target) for output in outputs]
+    return torch.stack([w * term for w, term in zip(weights, terms, strict=True)]).sum()
 
 
 def weigh_automatically(losses: Float[Tensor, " L"], sigmas: Float[Tensor, " L"]) -> Scalar:
@@ -177,7 +189,7 @@ def weights_of(sigmas: Float[Tensor, " L"]) -> Float[Tensor, " L"]:
     return 1 / (2 * (sigmas.square() + 1e-6))
 
 
-def bring_down(target: ClassIds, size: Sequence[int]) -> ClassIds:
+def bring_down(target: ClassIds, size: Sequence[int]) -> Integer[Tensor, "b _ _"]:
     """Return class ids at another size: of each new pixel's centre, the id that lies there."""
     if tuple(target.shape[-2:]) == tuple(size):
         return target

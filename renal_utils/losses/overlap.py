@@ -202,7 +202,7 @@ class Tversky(nn.Module):
 
 
 class GeneralisedDice(nn.Module):
-    """Dice of all classes in one quotient, the rare ones weighted up; see ``generalised_dice_loss``.
+    """Dice of all classes in one quotient, rare ones weighted up; see ``generalised_dice_loss``.
 
     On answers that are certain it is one minus torchmetrics' ``generalized_dice_score`` (tested).
 

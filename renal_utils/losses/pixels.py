@@ -68,9 +68,7 @@ def probabilities_and_truth(
         ValueError: See ``valid_pixels``.
     """
     channels = 1 if not isinstance(logits, Tensor) else logits.shape[1]
-    valid = valid_pixels(
-        logits, target, highest=max(channels - 1, 1), ignore_index=ignore_index
-    )
+    valid = valid_pixels(logits, target, highest=max(channels - 1, 1), ignore_index=ignore_index)
     logits = full_precision(logits)
     if channels == 1:
         return logits.sigmoid(), (target[:, None] == 1) & valid, valid
@@ -144,4 +142,6 @@ def check_channels(logits: Any, *, one: bool, name: str, instead: str) -> None:
     if not isinstance(logits, Tensor) or (logits.shape[1] == 1) == one:
         return
     takes, other = ("1 channel", "more") if one else ("2 or more channels", "1")
-    raise ValueError(f"{name} takes logits of {takes}, not {logits.shape[1]}; {instead!r} takes {other}")
+    raise ValueError(
+        f"{name} takes logits of {takes}, not {logits.shape[1]}; {instead!r} takes {other}"
+    )
