@@ -139,27 +139,24 @@ def describe_data(loader: Any) -> dict[str, Any]:
 
 
 def plain_settings(thing: Any) -> dict[str, Any]:
-    """Return the numbers and words among an object's public attributes, such as its seed.
-
-    Tuples of numbers count too, such as the class weights of a loss.
-    """
+    """Return the numbers and words among an object's public attributes, such as its seed."""
     passing = ("epoch", "training")  # these change while it is used
     return {
         name: value
         for name, value in getattr(thing, "__dict__", {}).items()
-        if (isinstance(value, (bool, int, float, str)) or _are_numbers(value))
+        if isinstance(value, (bool, int, float, str))
         and not name.startswith("_")
         and name not in passing
     }
 
 
 def describe_loss(loss: nn.Module) -> dict[str, Any]:
-    """Return what tells one loss from another: class and settings, its own and those of parts."""
-    described: dict[str, Any] = {"name": type(loss).__name__, **plain_settings(loss)}
+    """Return what tells one loss from another: class, numbers, words and weights, also of parts."""
+    described: dict[str, Any] = {}
     for name, part in loss.named_modules():
-        if part is not loss:
-            described[name] = {"name": type(part).__name__, **plain_settings(part)}
-    return described
+        weights = {k: v for k, v in vars(part).items() if isinstance(v, tuple)}
+        described[name] = {"name": type(part).__name__, **plain_settings(part), **weights}
+    return {**described.pop(""), **described}
 
 
 def trained_names(modules: Mapping[str, nn.Module]) -> list[str]:
@@ -185,10 +182,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(f"{part}/"): v for k, v in tensors.items() if k.startswith(f"{part}/")}
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, tuple) and all(isinstance(item, (int, float)) for item in value)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

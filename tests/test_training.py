@@ -199,28 +199,28 @@ def test_a_network_with_side_outputs_is_trained_by_all_and_scored_by_the_main_on
     assert np.isfinite(history.frame()["val_dice"]).all()
 
 
-def make_multi_scale():
-    return build_loss("multi_scale", levels=2, parts="bce_dice")
+def train_with_levels(folder, **settings):
+    torch.manual_seed(4)
+    loss = build_loss("multi_scale", levels=2, parts="bce_dice")
+    return loss, train(folder, model=SidedNet(), loss=loss, schedule="constant", **settings)
 
 
-def test_learned_weights_of_levels_are_resumed_to_the_same_numbers(tmp_path):
-    settings = {"schedule": "constant", "model": SidedNet()}
-    loss = make_multi_scale()
-    long = train(tmp_path / "long", loss=loss, **settings)
-    names = ["loss_sigmas_0", "loss_sigmas_1"]
-    assert long.frame()[names].iloc[-1].tolist() == loss.sigmas.tolist()
-    assert (long.frame()[names].diff().iloc[1:] != 0).all(axis=None)
-    settings["model"] = SidedNet()
-    train(tmp_path / "short", loss=make_multi_scale(), epochs=2, **settings)
-    settings["model"] = SidedNet()
-    resumed = train(tmp_path / "short", loss=make_multi_scale(), resume=True, **settings)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_learned_weights_of_levels_are_resumed_to_the_same_numbers(tmp_path, precision):
+    loss, long = train_with_levels(tmp_path / "long", precision=precision)
+    learned = long.frame()[["loss_sigmas_0", "loss_sigmas_1"]]
+    assert learned.iloc[-1].tolist() == loss.sigmas.tolist()
+    assert (learned.diff().iloc[1:] != 0).all(axis=None)
+    train_with_levels(tmp_path / "short", precision=precision, epochs=2)
+    again, resumed = train_with_levels(tmp_path / "short", precision=precision, resume=True)
     assert_same_training(long, resumed)
+    assert torch.equal(again.sigmas, loss.sigmas)
     assert not any("sigma" in name for name in load_file(long.best_path))
 
 
-def test_what_the_loss_learns_is_clipped_and_scheduled_but_does_not_decay():
+def test_what_the_loss_learns_is_clipped_with_the_network_but_does_not_decay():
     plan = TrainingPlan(weight_decay=0.5, device="cpu", precision="32-true")
-    trainee = prepare(SidedNet(), make_multi_scale(), plan)
+    trainee = prepare(SidedNet(), build_loss("multi_scale", levels=2), plan)
     of_model, of_loss = trainee.optimizer.param_groups
     assert (of_model["weight_decay"], of_loss["weight_decay"]) == (0.5, 0.0)
     assert [tuple(p.shape) for p in of_loss["params"]] == [(2,)]
@@ -245,14 +245,14 @@ class TwoHeads(TinyNet):
 
 
 def test_a_target_of_mask_and_contour_is_scored_by_its_mask(tmp_path):
-    settings = {"model": TwoHeads(dropout=0.0), "epochs": 2, "info": tiny_info(dropout=0.0)}
+    settings = {"epochs": 2, "info": tiny_info(dropout=0.0)}
     loss = build_loss("two_branch", part="bce", contour_weight=1e-9)
-    both = train(
-        tmp_path, data=Outlined(), validation=Outlined(6, seed=1), loss=loss, **settings
-    ).frame()
-    settings["model"] = TinyNet(dropout=0.0)
-    plain = train(tmp_path, loss=build_loss("bce"), **settings).frame()
-    assert both["val_dice"].tolist() == pytest.approx(plain["val_dice"].tolist(), abs=1e-3)
+    outlined = {"data": Outlined(), "validation": Outlined(6, seed=1)}
+    torch.manual_seed(6)
+    both = train(tmp_path, model=TwoHeads(dropout=0.0), loss=loss, **outlined, **settings).frame()
+    torch.manual_seed(6)
+    mask = train(tmp_path, model=TinyNet(dropout=0.0), loss=build_loss("bce"), **settings).frame()
+    assert both["val_dice"].tolist() == pytest.approx(mask["val_dice"].tolist(), abs=1e-3)
 
 
 def test_data_and_sampler_are_told_the_epoch(tmp_path):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from renal_utils.labels import IGNORE_ID
-from renal_utils.metrics.pixel import ThresholdCounts
+from renal_utils.metrics.pixel import ThresholdCounts, quotient
 
 _UNIT = 2**24  # float32 between a half and 1 has this resolution
 
@@ -35,9 +35,9 @@ def precision_recall_table(metric: ThresholdCounts) -> pd.DataFrame:
     above = counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
     predicted, truth = above.sum(axis=0), counts[1].sum()
     columns = {
-        "precision": _quotient(above[1], predicted),
-        "recall": _quotient(above[1], np.full_like(predicted, truth)),
-        "dice": _quotient(2 * above[1], predicted + truth),
+        "precision": quotient(above[1], predicted),
+        "recall": quotient(above[1], np.full_like(predicted, truth)),
+        "dice": quotient(2 * above[1], predicted + truth),
     }
     return pd.DataFrame(columns, index=pd.Index(metric.thresholds, name="threshold"))
 
@@ -113,8 +113,8 @@ class CalibrationBins(Metric):
             "lower": borders[:-1],
             "upper": borders[1:],
             "pixels": pixels,
-            "predicted": _quotient(units, pixels) / _UNIT,
-            "observed": _quotient(foreground, pixels),
+            "predicted": quotient(units, pixels) / _UNIT,
+            "observed": quotient(foreground, pixels),
         }
         return pd.DataFrame(columns)
 
@@ -136,11 +136,3 @@ def calibration_error(table: pd.DataFrame) -> float:
         return float("nan")
     gaps = (filled["predicted"] - filled["observed"]).abs()
     return float(np.average(gaps, weights=filled["pixels"]))
-
-
-def _quotient(
-    numerator: Integer[np.ndarray, " n"], denominator: Integer[np.ndarray, " n"]
-) -> Float[np.ndarray, " n"]:
-    """Divide, with NaN for 0/0."""
-    undefined = np.full(numerator.shape, np.nan)
-    return np.divide(numerator, denominator, out=undefined, where=denominator > 0)
