@@ -135,7 +135,7 @@ class Focal(nn.Module):
 
     Pixels that are right with certainty count for little. One channel is computed as the softmax of
     two, of which the first is 0; that is its sigmoid. Segmentation Models PyTorch's ``FocalLoss``
-    is the same for one channel (tested); for several it adds up sigmoids, this one keeps softmax.
+    is the same for one channel (tested); for several theirs averages sigmoids, this one keeps the softmax.
 
     Args:
         gamma: How much less certain pixels count, from 0, which is cross-entropy.
