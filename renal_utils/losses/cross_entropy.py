@@ -135,7 +135,8 @@ class Focal(nn.Module):
 
     Pixels that are right with certainty count for little. One channel is computed as the softmax of
     two, of which the first is 0; that is its sigmoid. Segmentation Models PyTorch's ``FocalLoss``
-    is the same for one channel (tested); for several theirs averages sigmoids, this one keeps the softmax.
+    is the same for one channel (tested); for several it takes the mean of sigmoids, ours keeps the
+    softmax.
 
     Args:
         gamma: How much less certain pixels count, from 0, which is cross-entropy.
