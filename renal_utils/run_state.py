@@ -150,6 +150,15 @@ def plain_settings(thing: Any) -> dict[str, Any]:
     }
 
 
+def describe_loss(loss: nn.Module) -> dict[str, Any]:
+    """Return what tells one loss from another: class, numbers, words and weights, also of parts."""
+    described: dict[str, Any] = {}
+    for name, part in loss.named_modules():
+        weights = {k: v for k, v in vars(part).items() if isinstance(v, tuple)}
+        described[name] = {"name": type(part).__name__, **plain_settings(part), **weights}
+    return {**described.pop(""), **described}
+
+
 def trained_names(modules: Mapping[str, nn.Module]) -> list[str]:
     """Return the names of the parameters that are trained, in the optimiser's order."""
     return [

@@ -37,8 +37,8 @@ from renal_utils.run_state import (
     RESUME_NAME,
     RunState,
     describe_data,
+    describe_loss,
     load_run,
-    plain_settings,
     save_run,
 )
 from renal_utils.runtime import atomic_path, provenance
@@ -74,13 +74,23 @@ def fit(
     The best ones are read back by ``load_checkpoint(history.best_path)``. Batches are mappings with
     ``image`` (float, B C H W), ``target`` (int64 class ids, B H W, 255 is ignored) and, for error
     messages, ``index`` (B). Loaders need a length; ``set_epoch`` of their data set and sampler is
-    called where there is one. Parameters of ``loss`` are trained too, without weight decay.
+    called where there is one.
+
+    Parameters of ``loss``, such as the learned weights of ``MultiScaleDeepLoss``, are trained too:
+    by the same optimiser and learning rate, without weight decay. They are part of the training's
+    state, so a resumed training has them back, and of its history, column ``loss_<name>``; the
+    network's checkpoints are without them.
+
+    While it trains a network may give several outputs, as with ``deep_supervision=True``. The loss
+    gets them as they come, in float32; validation gets what the network gives in evaluation mode,
+    which must be one tensor. Of a target of several layers (mask, contour) the first is scored.
 
     Under ``torchrun`` each rank works on its part of each batch: a loss that pools pixels of the
     batch, such as Dice, pools those of its rank only, and BatchNorm normalises by them.
 
     Args:
-        model: Returns logits, or a result that has ``logits``.
+        model: Returns logits, or a result that has ``logits``; in training mode, what the loss
+            takes.
         loss: ``loss(output, target)`` gives a scalar.
         train_loader: Gives the batches of an epoch.
         val_loader: Gives the validation set, in the same order each time.
@@ -204,13 +214,12 @@ def _identity(
     trainee: Trainee, info: CheckpointInfo, train_loader: Any, val_loader: Any
 ) -> dict[str, Any]:
     """Return what makes this training this one and no other, as plain values."""
-    loss = trainee.bare["loss"]
     kept = ("model", "options", "in_channels", "num_classes", "label_set", "downsample", "patch_px")
     return {
         "plan": {k: v for k, v in asdict(trainee.plan).items() if k not in ("device", "precision")},
         "precision": trainee.precision,
         "network": {name: getattr(info, name) for name in kept},
-        "loss": {"name": type(loss).__name__, **plain_settings(loss)},
+        "loss": describe_loss(trainee.bare["loss"]),
         "train_data": describe_data(train_loader),
         "val_data": describe_data(val_loader),
     }

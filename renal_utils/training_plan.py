@@ -74,8 +74,9 @@ class History:
     Attributes:
         folder: The training's folder.
         rows: One mapping an epoch: ``epoch`` (from 1), ``train_loss``, ``learning_rate`` (of the
-            last step), ``gradient_norm`` (mean before clipping), ``seconds``, and the scores of
-            ``validation.validate`` in epochs that had one.
+            last step), ``gradient_norm`` (mean before clipping), ``seconds``, ``loss_<name>`` of
+            what the loss has learned, and the scores of ``validation.validate`` in epochs that had
+            one.
         best_epoch: Epoch whose weights are in ``best_path``.
         stopped_early: Whether patience ran out.
     """

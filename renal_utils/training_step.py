@@ -107,7 +107,22 @@ def train_epoch(trainee: Trainee, loader: Any, epoch: int, bar: Bar) -> dict[str
         "learning_rate": rate,
         "gradient_norm": float(np.mean(norms)),
         "seconds": round(time.perf_counter() - start, 3),
+        **learned_values(trainee.bare["loss"]),
     }
+
+
+def learned_values(loss: nn.Module) -> dict[str, float]:
+    """Return what a loss has learned, by name: ``loss_<parameter>``, with ``_0``, ``_1``, ..."""
+    values: dict[str, float] = {}
+    for name, parameter in loss.named_parameters():
+        numbers = parameter.detach().flatten().tolist()
+        names = (
+            [f"loss_{name}_{i}" for i in range(len(numbers))]
+            if parameter.ndim
+            else [f"loss_{name}"]
+        )
+        values |= dict(zip(names, numbers, strict=True))
+    return values
 
 
 def take_step(

@@ -151,6 +151,7 @@ def _count(counts: Mapping[str, Metric], output: Any, target: Tensor, *, thresho
             "the network gives NaN for these patches: its weights have diverged, or the precision "
             "is too low for it; use an earlier checkpoint, or precision='32-true'"
         )
+    target = target[:, 0] if target.ndim == 4 else target  # the mask, of mask and contour
     counts["confusion"].update(class_ids(probabilities, threshold=threshold), target)
     if "thresholds" in counts:
         counts["thresholds"].update(probabilities[:, 0], target)

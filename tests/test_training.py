@@ -26,6 +26,7 @@ from renal_utils.training import (
     fit,
     read_history,
 )
+from renal_utils.training_step import prepare
 from tests.training_cases import Bce, Squares, TinyNet, bce, tiny_info, train, train_for_comparison
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -171,6 +172,89 @@ def test_parameters_of_the_loss_are_learned_and_resumed(tmp_path):
     assert_same_training(long, resumed)
 
 
+class SidedNet(TinyNet):
+    """A TinyNet that gives a side output of half the size while it trains."""
+
+    def forward(self, images):
+        logits = super().forward(images)
+        return (logits, nn.functional.avg_pool2d(logits, 2)) if self.training else logits
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_network_with_side_outputs_is_trained_by_all_and_scored_by_the_main_one(
+    tmp_path, precision
+):
+    seen = []
+
+    class Watched(nn.Module):
+        def forward(self, outputs, target):
+            seen.append(outputs)
+            return build_loss("deep_supervision")(outputs, target)
+
+    history = train(tmp_path, model=SidedNet(), loss=Watched(), precision=precision, epochs=1)
+    trained, scored = seen[:4], seen[4:]  # 16 patches, then 6, in batches of 4
+    assert [tuple(len(o) for o in outputs) for outputs in trained] == [(4, 4)] * 4
+    assert {o.dtype for outputs in trained for o in outputs} == {torch.float32}
+    assert [outputs.shape for outputs in scored] == [(4, 1, 16, 16), (2, 1, 16, 16)]
+    assert np.isfinite(history.frame()["val_dice"]).all()
+
+
+def train_with_levels(folder, **settings):
+    torch.manual_seed(4)
+    loss = build_loss("multi_scale", levels=2, parts="bce_dice")
+    return loss, train(folder, model=SidedNet(), loss=loss, schedule="constant", **settings)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_learned_weights_of_levels_are_resumed_to_the_same_numbers(tmp_path, precision):
+    loss, long = train_with_levels(tmp_path / "long", precision=precision)
+    learned = long.frame()[["loss_sigmas_0", "loss_sigmas_1"]]
+    assert learned.iloc[-1].tolist() == loss.sigmas.tolist()
+    assert (learned.diff().iloc[1:] != 0).all(axis=None)
+    train_with_levels(tmp_path / "short", precision=precision, epochs=2)
+    again, resumed = train_with_levels(tmp_path / "short", precision=precision, resume=True)
+    assert_same_training(long, resumed)
+    assert torch.equal(again.sigmas, loss.sigmas)
+    assert not any("sigma" in name for name in load_file(long.best_path))
+
+
+def test_what_the_loss_learns_is_clipped_with_the_network_but_does_not_decay():
+    plan = TrainingPlan(weight_decay=0.5, device="cpu", precision="32-true")
+    trainee = prepare(SidedNet(), build_loss("multi_scale", levels=2), plan)
+    of_model, of_loss = trainee.optimizer.param_groups
+    assert (of_model["weight_decay"], of_loss["weight_decay"]) == (0.5, 0.0)
+    assert [tuple(p.shape) for p in of_loss["params"]] == [(2,)]
+    assert of_loss["params"][0] is trainee.parameters[-1]
+
+
+class Outlined(Squares):
+    """Squares whose target has a second layer: the outline."""
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        mask = sample["target"]
+        inner = -nn.functional.max_pool2d(-(mask[None] == 1).float(), 3, stride=1, padding=1)
+        outline = torch.where(mask == 1, 1 - inner[0].long(), mask)
+        return sample | {"target": torch.stack([mask, outline])}
+
+
+class TwoHeads(TinyNet):
+    def forward(self, images):
+        logits = super().forward(images)
+        return ((logits,), (-logits,)) if self.training else logits
+
+
+def test_a_target_of_mask_and_contour_is_scored_by_its_mask(tmp_path):
+    settings = {"epochs": 2, "info": tiny_info(dropout=0.0)}
+    loss = build_loss("two_branch", part="bce", contour_weight=1e-9)
+    outlined = {"data": Outlined(), "validation": Outlined(6, seed=1)}
+    torch.manual_seed(6)
+    both = train(tmp_path, model=TwoHeads(dropout=0.0), loss=loss, **outlined, **settings).frame()
+    torch.manual_seed(6)
+    mask = train(tmp_path, model=TinyNet(dropout=0.0), loss=build_loss("bce"), **settings).frame()
+    assert both["val_dice"].tolist() == pytest.approx(mask["val_dice"].tolist(), abs=1e-3)
+
+
 def test_data_and_sampler_are_told_the_epoch(tmp_path):
     data = Squares()
     train(tmp_path, data=data, epochs=3)
@@ -279,6 +363,11 @@ def test_patience_is_remembered_over_a_resume(tmp_path):
         ({"data": Squares(seed=5)}, "train_data.dataset.seed: 0 there, 5 now"),
         ({"precision": "bf16-mixed"}, "precision: '32-true' there, 'bf16-mixed' now"),
         ({"loss": WeighedBce()}, "loss.name: 'Bce' there, 'WeighedBce' now"),
+        (
+            {"loss": build_loss("sum", parts=("bce", "dice"), weights=(1, 2))},
+            "loss.parts.0.positive_weight: None there, 1.0 now",
+        ),
+        ({"loss": build_loss("sum", weights=(1, 2))}, "loss.weights: None there, [1.0, 2.0] now"),
         ({"info": tiny_info(dropout=0.5)}, "network.options.dropout: None there, 0.5 now"),
     ],
 )

@@ -92,16 +92,16 @@ def scores(matrix: Integer[np.ndarray, "C C"], *, has_background: bool = False) 
     matrix = matrix.astype(np.int64)
     right, everything = np.diag(matrix), matrix.sum()
     predicted, truth = matrix.sum(axis=0), matrix.sum(axis=1)
-    dice = _quotient(2 * right, predicted + truth)
-    iou = _quotient(right, predicted + truth - right)
-    recall = _quotient(right, truth)
+    dice = quotient(2 * right, predicted + truth)
+    iou = quotient(right, predicted + truth - right)
+    recall = quotient(right, truth)
     counted = slice(1 if has_background else 0, None)
     return PixelScores(
         dice=dice,
         iou=iou,
-        precision=_quotient(right, predicted),
+        precision=quotient(right, predicted),
         recall=recall,
-        accuracy=_quotient(
+        accuracy=quotient(
             everything - predicted - truth + 2 * right, np.full_like(truth, everything)
         ),
         mean_accuracy=_mean(recall[counted]),
@@ -249,11 +249,11 @@ class ThresholdCounts(Metric):
         """Return Dice at every threshold; NaN where neither truth nor prediction has a pixel."""
         counts = self.counts.cpu().numpy()
         above = counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]  # strictly above each threshold
-        dice = _quotient(2 * above[1], above.sum(axis=0) + counts[1].sum())
+        dice = quotient(2 * above[1], above.sum(axis=0) + counts[1].sum())
         return torch.from_numpy(dice)
 
 
-def _quotient(
+def quotient(
     numerator: Integer[np.ndarray, " n"], denominator: Integer[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
     """Divide, with NaN for 0/0."""
