@@ -77,9 +77,7 @@ def count_pairs(
     return pairs >> 32, pairs & 0xFFFFFFFF, pixels
 
 
-def remove_small(
-    instances: Int32[np.ndarray, "H W"], min_area_px: int
-) -> Int32[np.ndarray, "H W"]:
+def remove_small(instances: Int32[np.ndarray, "H W"], min_area_px: int) -> Int32[np.ndarray, "H W"]:
     """Return the map without objects of fewer pixels, ids 1..n without gaps."""
     numbered, count = number_anew(instances)
     kept = np.bincount(numbered.ravel(), minlength=count + 1) >= min_area_px
