@@ -14,11 +14,12 @@ import numpy as np
 from jaxtyping import Bool, Int32, Integer
 
 FREE = np.iinfo(np.int32).max  # larger than any label, so that a minimum ignores it
+PART = 1 << 14  # pixels of the front taken at once: neighbours in the image stay in the cache
 
 
 def grow_seeds(
     seeds: Int32[np.ndarray, "H W"],
-    mask: Bool[np.ndarray, "H W"],
+    mask: Bool[np.ndarray, "h w"],
     *,
     max_rings: int | None = None,
 ) -> Int32[np.ndarray, "H W"]:
@@ -49,7 +50,11 @@ def grow_seeds(
     front = _first_front(labels, free)
     ring = 0
     while len(front) and ring != max_rings:
-        front = _grow_ring(labels.ravel(), free.ravel(), front, _steps(labels.shape[1]))
+        parts = np.array_split(front, len(front) // PART + 1)
+        steps = _steps(labels.shape[1])
+        reached = [_reach(labels.ravel(), free.ravel(), part, steps) for part in parts]
+        front = np.concatenate(reached)
+        free.ravel()[front] = False
         ring += 1
     labels[free] = 0
     return labels[1:-1, 1:-1].copy()
@@ -75,16 +80,16 @@ def _first_front(
     return np.flatnonzero(near)
 
 
-def _grow_ring(
+def _reach(
     labels: Int32[np.ndarray, " N"],
     free: Bool[np.ndarray, " N"],
     front: Integer[np.ndarray, " F"],
     steps: tuple[int, ...],
 ) -> Integer[np.ndarray, " R"]:
-    """Hand the front's labels to its free neighbours, in place; return the pixels reached.
+    """Hand labels of a part of the front to free neighbours, in place; return the pixels new.
 
     Within one direction no pixel is met twice, so a plain indexed minimum is exact. Pixels reached
-    stay free until the ring is done: a lower label may still come from another direction.
+    stay free until the ring is done: a lower label may still come from elsewhere.
     """
     values, reached = labels[front], []
     for step in steps:
@@ -94,6 +99,4 @@ def _grow_ring(
         before = labels[near]
         labels[near] = np.minimum(before, values[is_free])
         reached.append(near[before == FREE])
-    found = np.concatenate(reached)
-    free[found] = False
-    return found
+    return np.concatenate(reached)

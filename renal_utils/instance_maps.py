@@ -13,7 +13,7 @@ SQUARE = np.ones((3, 3), np.uint8)  # a ring of 8 neighbours, as in HARU-Net's A
 
 
 def check_instances(
-    ids: Shaped[np.ndarray, "*shape"], *, where: str = "instance map"
+    ids: Shaped[np.ndarray, "..."], *, where: str = "instance map"
 ) -> Int32[np.ndarray, "H W"]:
     """Return an instance map as ``int32``, without a copy where it is one already.
 

@@ -32,7 +32,7 @@ AUTHORS_PASSES = 6
 
 def separate_nuclei(
     mask: Mask,
-    contour: Mask | None = None,
+    contour: Bool[np.ndarray, "h w"] | None = None,
     *,
     method: str = "algorithm_1",
     **options: int | float | str,

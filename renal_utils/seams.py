@@ -24,16 +24,17 @@ from renal_utils.geometry import Box
 from renal_utils.instance_maps import check_instances, count_pairs, number_anew
 
 BAND_PX = 1024
+Whole = Int32[np.ndarray, "H W"]
 Labels = Int32[np.ndarray, "h w"]
-Pairs = tuple[Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]
+Pairs = tuple[Int64[np.ndarray, " M"], Int64[np.ndarray, " M"]]
 
 
 def join_tiles(
     tiles: Iterable[tuple[tuple[int, int], Shaped[np.ndarray, "_ _"]]],
-    out: Int32[np.ndarray, "H W"],
+    out: Whole,
     *,
     rule: str = "overlap",
-    min_share: float = 0.5,
+    min_share: float | int = 0.5,
 ) -> int:
     """Write the label maps of tiles into one map, joining objects that a seam cut.
 
@@ -68,7 +69,7 @@ def join_tiles(
 
 
 def _by_overlap(
-    out: Labels, box: Box, numbered: Labels, boxes: Sequence[Box], min_share: float
+    out: Whole, box: Box, numbered: Labels, boxes: Sequence[Box], min_share: float | int
 ) -> Pairs:
     """Return pairs of ids whose IoU on the pixels seen before is greater than the share."""
     seen = _seen(box, boxes)
@@ -78,7 +79,7 @@ def _by_overlap(
 
 
 def _by_touch(
-    out: Labels, box: Box, numbered: Labels, boxes: Sequence[Box], min_share: float
+    out: Whole, box: Box, numbered: Labels, boxes: Sequence[Box], min_share: float | int
 ) -> Pairs:
     """Return pairs of ids that share more than the share of the smaller one's edges on the seam."""
     frame = Box(box.x - 1, box.y - 1, box.width + 2, box.height + 2)
@@ -161,7 +162,7 @@ def _groups(same: list[np.ndarray], count: int) -> Integer[np.ndarray, " N"]:
     return lowest[group]
 
 
-def _renumber(out: Int32[np.ndarray, "H W"], lowest: Integer[np.ndarray, " N"]) -> int:
+def _renumber(out: Whole, lowest: Integer[np.ndarray, " N"]) -> int:
     """Give the joined objects ids without gaps; ids that no pixel holds are left out."""
     held = np.zeros(len(lowest), bool)
     for top in range(0, len(out), BAND_PX):
@@ -172,6 +173,6 @@ def _renumber(out: Int32[np.ndarray, "H W"], lowest: Integer[np.ndarray, " N"]) 
     return int(held.sum())
 
 
-def _each_band(out: Int32[np.ndarray, "H W"], change: Callable[[np.ndarray], np.ndarray]) -> None:
+def _each_band(out: Whole, change: Callable[[np.ndarray], np.ndarray]) -> None:
     for top in range(0, len(out), BAND_PX):
         out[top : top + BAND_PX] = change(out[top : top + BAND_PX])

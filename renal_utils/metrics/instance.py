@@ -94,7 +94,7 @@ class InstanceCounts:
 
 
 def count_instances(
-    truth: Shaped[np.ndarray, "*shape"], predicted: Shaped[np.ndarray, "*shape"]
+    truth: Shaped[np.ndarray, "..."], predicted: Shaped[np.ndarray, "..."]
 ) -> InstanceCounts:
     """Compare the objects of two instance maps.
 
@@ -136,7 +136,7 @@ def count_instances(
 
 
 def score_instances(
-    truth: Shaped[np.ndarray, "*shape"], predicted: Shaped[np.ndarray, "*shape"]
+    truth: Shaped[np.ndarray, "..."], predicted: Shaped[np.ndarray, "..."]
 ) -> InstanceScores:
     """Return the scores of one image; see ``count_instances``."""
     return count_instances(truth, predicted).scores()
