@@ -1,8 +1,8 @@
 """Growth: labels spread ring by ring inside a mask, each ring touching only what the last reached.
 
-The rule is that of Algorithm 1 of HARU-Net (Chen et al., "HARU-Net: Hybrid attention residual
-U-blocks network ..."): in a pass over all objects in the order of their ids, each takes the free
-mask pixels of its 3x3 dilation. An object that comes later finds those of lower ids taken, and
+The rule is that of Algorithm 1 of the HARU-Net paper ("A dual-branch network using hybrid attention
+based residual U-blocks for nucleus instance segmentation"): in a pass over all objects in the order
+of their ids, each takes the free mask pixels of its 3x3 dilation. An object that comes later finds those of lower ids taken, and
 grows only from what it had before, so a pass is the same as: *every free mask pixel takes the
 smallest label among its 8 neighbours, all at once*. Passes are repeated until nothing changes.
 

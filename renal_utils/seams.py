@@ -6,11 +6,12 @@ Where tiles overlap, the tile that came first keeps the pixels.
 
 Two rules say when an object of a new tile is one of an earlier tile:
 
-- ``overlap``: on the pixels that both tiles saw, their IoU is greater than ``min_share``. From 0.5
-  on an object can have one partner only, so touching nuclei never merge in a chain. Best with tiles
-  that overlap by a nucleus or more.
+- ``overlap``: on the pixels that the earlier tile kept and the new one sees as well, their IoU is
+  greater than ``min_share``. From 0.5 on an object can have one partner only in each earlier tile,
+  so touching nuclei do not merge in a chain. Best with tiles that overlap by a nucleus or more.
 - ``touch``: across the seam, the edges that the two share are more than ``min_share`` of the seam's
-  edges of the one that has fewer. 0 joins whatever shares an edge. For tiles that abut.
+  edges of the one that has fewer. 0 joins whatever shares an edge. For tiles that abut; two nuclei
+  that lie against each other along a seam are joined too, since nothing tells them from one.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -62,7 +63,7 @@ def join_tiles(
         numbered, new = number_anew(check_instances(labels, where=f"tile at {xy}"))
         numbered[numbered > 0] += count
         same.append(np.stack(RULES[rule](out, box, numbered, boxes, min_share), axis=1))
-        np.copyto(out[box.slices], numbered, where=~_seen(box, boxes))
+        np.copyto(out[box.slices], numbered, where=_owners(box, boxes) == 0)
         boxes.append(box)
         count += new
     return _renumber(out, _groups(same, count))
@@ -71,11 +72,15 @@ def join_tiles(
 def _by_overlap(
     out: Whole, box: Box, numbered: Labels, boxes: Sequence[Box], min_share: float | int
 ) -> Pairs:
-    """Return pairs of ids whose IoU on the pixels seen before is greater than the share."""
-    seen = _seen(box, boxes)
-    old, new, shared = count_pairs(out[box.slices][seen], numbered[seen])
-    smaller, larger = _totals(old, new, shared)
-    return _chosen(old, new, shared > min_share * (smaller + larger - shared))
+    """Return pairs of ids whose IoU on the pixels of one earlier tile exceeds the share."""
+    owners, pairs = _owners(box, boxes), [(np.zeros(0, np.int64),) * 2]
+    for owner in np.unique(owners[owners > 0]):
+        here = owners == owner
+        old, new, shared = count_pairs(out[box.slices][here], numbered[here])
+        smaller, larger = _totals(old, new, shared)
+        pairs.append(_chosen(old, new, shared > min_share * (smaller + larger - shared)))
+    olds, news = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    return olds, news
 
 
 def _by_touch(
@@ -84,7 +89,7 @@ def _by_touch(
     """Return pairs of ids that share more than the share of the smaller one's edges on the seam."""
     frame = Box(box.x - 1, box.y - 1, box.width + 2, box.height + 2)
     frame = frame.intersection(Box(0, 0, out.shape[1], out.shape[0])) or box
-    seen, written = _seen(frame, boxes), np.zeros((frame.height, frame.width), bool)
+    seen, written = _owners(frame, boxes) > 0, np.zeros((frame.height, frame.width), bool)
     inner = box.shifted(-frame.x, -frame.y).slices
     written[inner] = ~seen[inner]
     ids = out[frame.slices].copy()
@@ -143,14 +148,14 @@ def _box_of(xy: tuple[int, int], labels: np.ndarray, out: np.ndarray) -> Box:
     return box
 
 
-def _seen(box: Box, boxes: Sequence[Box]) -> Bool[np.ndarray, "h w"]:
-    """Mark the pixels of a box that earlier boxes cover."""
-    seen = np.zeros((box.height, box.width), bool)
-    for other in boxes:
-        shared = box.intersection(other)
+def _owners(box: Box, boxes: Sequence[Box]) -> Int32[np.ndarray, "h w"]:
+    """Number each pixel of a box by the first of the earlier boxes that covers it, from 1."""
+    owners = np.zeros((box.height, box.width), np.int32)
+    for number in range(len(boxes), 0, -1):
+        shared = box.intersection(boxes[number - 1])
         if shared is not None:
-            seen[shared.shifted(-box.x, -box.y).slices] = True
-    return seen
+            owners[shared.shifted(-box.x, -box.y).slices] = number
+    return owners
 
 
 def _groups(same: list[np.ndarray], count: int) -> Integer[np.ndarray, " N"]:

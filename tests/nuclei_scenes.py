@@ -43,7 +43,7 @@ def grow_literally(
 
 
 def score_literally(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """AJI, AJI+, DQ, SQ and PQ by comparing the masks of overlapping objects, one pair after the other."""
+    """AJI, AJI+, DQ, SQ and PQ by comparing masks, one pair of overlapping objects at a time."""
     trues = [truth == i for i in np.unique(truth[truth > 0])]
     found = [predicted == i for i in np.unique(predicted[predicted > 0])]
     ids, iou = np.unique(predicted[predicted > 0]), np.zeros((len(trues), len(found)))
