@@ -1,10 +1,10 @@
 """Growth: labels spread ring by ring inside a mask, each ring touching only what the last reached.
 
-The rule is that of Algorithm 1 of the HARU-Net paper ("A dual-branch network using hybrid attention
-based residual U-blocks for nucleus instance segmentation"): in a pass over all objects in the order
-of their ids, each takes the free mask pixels of its 3x3 dilation. An object that comes later finds those of lower ids taken, and
-grows only from what it had before, so a pass is the same as: *every free mask pixel takes the
-smallest label among its 8 neighbours, all at once*. Passes are repeated until nothing changes.
+The rule is that of Algorithm 1 of "Enhancing Nucleus Segmentation with HARU-Net" (Chen et al.): in
+a pass over all objects in the order of their ids, each takes the free mask pixels of its 3x3
+dilation. An object that comes later finds those of lower ids taken, and grows only from what it had
+before, so a pass is the same as: *every free mask pixel takes the smallest label among its 8
+neighbours, all at once*. Passes are repeated until nothing changes.
 
 The paper's loop runs until the mask is covered, which never happens where a component of the mask
 has no seed; here growth stops as soon as a pass reaches nothing.

@@ -128,11 +128,12 @@ def shrink(mask: Bool[np.ndarray, "H W"], rings: int) -> Bool[np.ndarray, "H W"]
 def _differs_from_a_neighbour(ids: Int32[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     """Mark pixels one of whose 8 neighbours holds another id."""
     marked = np.zeros(ids.shape, bool)
-    halves = (np.s_[1:], np.s_[:-1])
-    whole = np.s_[:]
-    pairs = [((halves[0], whole), (halves[1], whole)), ((whole, halves[0]), (whole, halves[1]))]
-    pairs += [(halves, halves[::-1]), ((halves[0], halves[0]), (halves[1], halves[1]))]
-    for one, other in pairs:
+    for one, other in (
+        (np.s_[1:, :], np.s_[:-1, :]),
+        (np.s_[:, 1:], np.s_[:, :-1]),
+        (np.s_[1:, 1:], np.s_[:-1, :-1]),
+        (np.s_[1:, :-1], np.s_[:-1, 1:]),
+    ):
         differs = ids[one] != ids[other]
         marked[one] |= differs
         marked[other] |= differs

@@ -57,7 +57,9 @@ def join_tiles(
     if not 0 <= min_share < 1:
         raise ValueError(f"min_share is {min_share}; give at least 0 and less than 1")
     _each_band(out, np.zeros_like)
-    count, same, boxes = 0, [], []
+    count = 0
+    same: list[np.ndarray] = []
+    boxes: list[Box] = []
     for xy, labels in tiles:
         box = _box_of(xy, labels, out)
         numbered, new = number_anew(check_instances(labels, where=f"tile at {xy}"))

@@ -15,6 +15,7 @@ None of these sets states its scale in a form that all images share; pass ``mpp`
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from renal_utils.datasets.tiles import IMAGE_SUFFIXES, read_tiles
 from renal_utils.records import ImageRecord
@@ -140,7 +141,7 @@ def read_nuclei(folder: str | Path, *, mpp: Scale = None) -> list[ImageRecord]:
 
 
 def _record(
-    name: str, image: Path, kind: str, truth: Path, *, mpp: Scale, **more: str
+    name: str, image: Path, kind: str, truth: Path, *, mpp: Scale, **more: Any
 ) -> ImageRecord:
     mpp = None if mpp is None else float(mpp)
     return ImageRecord(name, image, kind, truth, label_set=LABEL_SET, mpp=mpp, **more)
@@ -177,7 +178,7 @@ def _by_name(paths: Iterable[Path], suffixes: tuple[str, ...]) -> dict[str, Path
     return found
 
 
-def _index(folder: Path) -> dict[str, dict[str, str]]:
+def _index(folder: Path) -> dict[str, dict[str, Any]]:
     """Return split and group of each image that ``index.csv`` names; empty without the file."""
     path = folder / "index.csv"
     if not path.is_file():
