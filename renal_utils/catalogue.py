@@ -10,6 +10,14 @@ from pathlib import Path
 from renal_utils.archive import ensure_drawn, read_drawn
 from renal_utils.datasets.hubmap import read_hubmap
 from renal_utils.datasets.kpis import read_kpis
+from renal_utils.datasets.nuclei import (
+    read_consep,
+    read_cpm17,
+    read_dsb2018,
+    read_monuseg,
+    read_nuclei,
+    read_tnbc,
+)
 from renal_utils.datasets.tiles import read_tiles
 from renal_utils.records import ImageRecord
 from renal_utils.runtime import resolve_path
@@ -37,6 +45,12 @@ DATASETS: Mapping[str, Callable[[Path], list[ImageRecord]]] = {
     "hubmap": read_hubmap,
     "kpis": read_kpis,
     "tiles": read_tiles,
+    "nuclei": read_nuclei,
+    "monuseg": read_monuseg,
+    "consep": read_consep,
+    "cpm17": read_cpm17,
+    "tnbc": read_tnbc,
+    "dsb2018": read_dsb2018,
 }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
+from renal_utils.instance_sources import read_instances
 from renal_utils.label_samplers import (
     BRIGHT_ABOVE,
     ArraySampler,
@@ -182,12 +183,22 @@ def _open_image(
     return ArraySampler(to_ids(values))
 
 
+def _open_instances(
+    record: ImageRecord, size_l0: tuple[int, int], label_set: LabelSet
+) -> ArraySampler:
+    class_id = _only_class(record, label_set)
+    return ArraySampler((read_instances(record) > 0) * np.uint8(class_id))
+
+
 _OPENERS: dict[str, Callable[[ImageRecord, tuple[int, int], LabelSet], Sampler]] = {
     "none": _open_nothing,
     "rle_csv": _open_runs,
     "polygons": _open_outlines,
     "label_image": _open_image,
     "instance_image": _open_image,
+    "component_image": _open_image,
+    "instance_mat": _open_instances,
+    "instance_folder": _open_instances,
     "threshold_image": _open_image,
 }
 

@@ -9,7 +9,17 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-TRUTH_KINDS = ("none", "rle_csv", "label_image", "instance_image", "threshold_image", "polygons")
+TRUTH_KINDS = (
+    "none",
+    "rle_csv",
+    "label_image",
+    "instance_image",
+    "component_image",
+    "instance_mat",
+    "instance_folder",
+    "threshold_image",
+    "polygons",
+)
 
 
 @dataclass(frozen=True)

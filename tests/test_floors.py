@@ -15,10 +15,12 @@ import pytest
 from conftest import PROJECT
 
 FLOORS = {
-    1: """labels geometry records runtime progress tables resampling showing stain augment
+    1: """labels geometry records runtime progress tables resampling showing stain instance_maps
+        growth instances seams augment
         losses metrics models polygons polygon_files objects rle windows bands bandstore
         row_writer tile_cache optimisation prediction distributed result_folder notebooks""",
-    2: """slide_levels tiff_files slide_files slide_writing slides label_samplers label_sources
+    2: """slide_levels tiff_files slide_files slide_writing slides label_samplers instance_sources
+        label_sources
         annotations synthetic checkpoints validation training_plan training_step run_state
         training plots""",
     3: """manifests patch_reader patching covering splits leaks datasets drawn_donors archive
