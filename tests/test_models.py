@@ -48,6 +48,10 @@ COUNTS = [
     ("lsu_net", {"deep_supervision": True}, 4, 1_080_360),
     ("asrmu_net", {}, 4, 21_320_810),
     ("mau_net", {}, 4, 11_105_815),
+    ("u2net", {}, 1, 44_009_869),
+    ("u2netp", {}, 1, 1_131_181),
+    ("haru_net", {}, 1, 44_069_770),
+    ("haru_net", {}, 2, 44_097_624),
     ("unet3p", {}, 1, 26_971_777),
     ("unet3p", {"deep_supervision": True}, 1, 26_989_637),
     ("ce_net", {}, 1, 29_003_093),
@@ -66,6 +70,8 @@ NARROW = {
     "unext": {"widths": (4, 6, 6, 8, 12)},
     "lsu_net": {"widths": (8, 8, 8, 16, 16)},
     "variable_unet": {"base_width": 3},
+    "u2net": {"small": True},
+    "haru_net": {"small": True},
     **{key: {"base_width": 4, "hidden_width": 16} for key in ("fcn32s", "fcn16s", "fcn8s")},
 }
 NAMES = [name for name in MODELS if name not in EXCEPTIONS]
@@ -168,7 +174,10 @@ def test_a_wrong_size_names_the_next_valid_one(name):
 def test_side_outputs_come_only_in_training_and_when_asked_for(name):
     model = on_meta(name, num_classes=2, deep_supervision=True)
     image = torch.empty(2, 3, 2 * model.size_multiple, 2 * model.size_multiple, device="meta")
-    main, *sides = model.train()(image)
+    outputs = model.train()(image)
+    if isinstance(outputs[0], tuple):  # two branches, of seven each
+        outputs = [logits for branch in outputs for logits in branch]
+    main, *sides = outputs
     assert main.shape == (2, 2, *image.shape[2:]) and sides
     assert all(side.shape[:2] == (2, 2) for side in sides)
     assert isinstance(model.eval()(image), torch.Tensor)

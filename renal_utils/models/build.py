@@ -16,6 +16,7 @@ from renal_utils.models.cbam_unet import CbamUNet
 from renal_utils.models.ce_net import CENet
 from renal_utils.models.double_unet import DoubleUNet
 from renal_utils.models.fcn import fcn8s, fcn16s, fcn32s
+from renal_utils.models.haru_net import HARUNet
 from renal_utils.models.linknet import LinkNet
 from renal_utils.models.lsu_net import LSUNet
 from renal_utils.models.mau_net import MAUNet
@@ -29,6 +30,7 @@ from renal_utils.models.pretrained import (
 )
 from renal_utils.models.res_unet import ResUNet
 from renal_utils.models.rolling_unet import RollingUNet
+from renal_utils.models.u2net import U2Net, u2netp
 from renal_utils.models.unet import UNet
 from renal_utils.models.unet3p import UNet3Plus
 from renal_utils.models.unetpp import SmallUNet, UNetPlusPlus, unetpp_small
@@ -62,6 +64,9 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "double_unet": DoubleUNet,
     "unext": UNeXt,
     "rolling_unet_s": RollingUNet,
+    "u2net": U2Net,
+    "u2netp": u2netp,
+    "haru_net": HARUNet,
 }
 
 
