@@ -8,9 +8,12 @@ folder that has it is whole. Between the two, finished rows wait in ``rows.bands
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from renal_utils.runtime import read_json, write_json
 
@@ -18,8 +21,35 @@ RUN_NAME, ROWS_NAME, SUMMARY_NAME = "run.json", "rows.bands", "summary.json"
 LABELS_NAME, PROBABILITY_NAME = "labels.ome.tiff", "probability.ome.tiff"
 GEOJSON_NAME, CSV_NAME = "objects.geojson", "objects.csv"
 OUTPUTS = (LABELS_NAME, PROBABILITY_NAME, GEOJSON_NAME, CSV_NAME)
+LOCK_NAME = ".lock"
 _OWN = (SUMMARY_NAME, *OUTPUTS, ROWS_NAME, RUN_NAME)  # in the order in which they are discarded
 _SAMPLE_BYTES = 1 << 20
+
+
+@contextmanager
+def hold_folder(folder: str | Path) -> Iterator[None]:
+    """Keep other processes from working in ``folder`` for as long as the block lasts.
+
+    The operating system holds the lock and lets it go when the process ends, however it ends. Two
+    machines on one network drive see each other's locks only if that drive supports them.
+
+    Raises:
+        BlockingIOError: If another process holds it; the message names the folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_NAME, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(
+            f"another process is writing to {folder}; wait until it is done, or choose another "
+            "folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def claim_folder(folder: str | Path, made_from: Mapping[str, Any], *, resume: bool) -> Path:

@@ -40,6 +40,7 @@ from renal_utils.result_folder import (
     claim_folder,
     content_key,
     file_identity,
+    hold_folder,
     is_finished,
 )
 from renal_utils.row_writer import RowWriter
@@ -113,20 +114,17 @@ def stitch_slide(
         ValueError: If the folder was made with other settings (they are named), the network gives
             another shape, NaN or no probabilities, or the slide has no mpp and the plan needs it.
         OSError: If the disk is full; run again after making room, and it goes on.
+        BlockingIOError: If another process is stitching into the folder.
     """
     started = time.perf_counter()
     view = plan.view_of(slide)
     job = _Job(view, predict, plan, label_set, threshold)
     made_from = _made_from(job)
-    folder = claim_folder(folder, made_from, resume=resume)
-    if is_finished(folder):
+    with hold_folder(folder):
+        folder = claim_folder(folder, made_from, resume=resume)
+        if not is_finished(folder):
+            _fill(job, folder, made_from, started, progress=progress)
         (folder / ROWS_NAME).unlink(missing_ok=True)
-        return StitchResult(folder, read_json(folder / SUMMARY_NAME))
-    with _explained_full_disk(folder):
-        results = _run(job, folder, content_key(made_from), progress=progress)
-        results["run"] |= {"seconds": round(time.perf_counter() - started, 3), **_traces()}
-        write_json(folder / SUMMARY_NAME, {"made_from": made_from, **results})
-    (folder / ROWS_NAME).unlink()
     return StitchResult(folder, read_json(folder / SUMMARY_NAME))
 
 
@@ -154,6 +152,16 @@ class _Cost:
     windows: int = 0
     network_seconds: float = 0.0
     from_row: int = 0
+
+
+def _fill(
+    job: _Job, folder: Path, made_from: dict[str, Any], started: float, *, progress: bool
+) -> None:
+    """Write all results, the summary last."""
+    with _explained_full_disk(folder):
+        results = _run(job, folder, content_key(made_from), progress=progress)
+        results["run"] |= {"seconds": round(time.perf_counter() - started, 3), **_traces()}
+        write_json(folder / SUMMARY_NAME, {"made_from": made_from, **results})
 
 
 def _run(job: _Job, folder: Path, key: str, *, progress: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from renal_utils.augment import PIXEL_MEAN, PIXEL_STD
 from renal_utils.labels import FOUR_TISSUES, GLOMERULI, KIDNEY_TISSUES
 from renal_utils.polygon_files import read_polygons
 from renal_utils.prediction import make_predictor
+from renal_utils.result_folder import hold_folder
 from renal_utils.slides import open_slide, write_pyramid
 from renal_utils.stitching import StitchPlan, stitch_slide
 
@@ -64,6 +65,11 @@ def stitch(path, folder, predict=identity, *, label_set=GLOMERULI, plan=None, mp
             progress=False,
             **options,
         )
+
+
+def leftovers(folder):
+    """Temporary files; the lock that nobody holds any more is none."""
+    return [path for path in Path(folder).glob(".*") if path.name != ".lock"]
 
 
 def content(folder):
@@ -403,7 +409,7 @@ def test_killed_at_random_points_and_resumed_gives_the_same_bytes(tmp_path, kill
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= kills // 2
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
-    assert not list((tmp_path / "killed").glob(".*"))
+    assert not leftovers(tmp_path / "killed")
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_that_looks_whole(tmp_path, small_disk):
@@ -417,7 +423,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_that_looks_whole(tmp_path, small
     with pytest.raises(OSError, match="make room and run again"):
         stitch(path, folder, noise)
     assert not any((folder / name).exists() for name in (*OUTPUTS, "summary.json"))
-    assert not list(folder.glob(".*"))
+    assert not leftovers(folder)
     assert (folder / "rows.bands").stat().st_size > 100_000
 
 
@@ -467,3 +473,27 @@ def test_memory_does_not_grow_with_the_height(tmp_path):
         above[height] = int(done.stdout) / 2**20
     assert above[8192] > 5
     assert above[32768] < above[8192] + 8, above
+
+
+def test_a_folder_that_another_run_is_writing_to_is_refused_and_then_free_again(tmp_path):
+    path = make_slide(tmp_path, (130, 100))
+    with (
+        hold_folder(tmp_path / "out"),
+        pytest.raises(BlockingIOError, match=r"another process is writing to .*out"),
+    ):
+        stitch(path, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.json"))
+    assert stitch(path, tmp_path / "out").labels_path.exists()
+
+
+def test_a_process_that_dies_lets_its_folder_go(tmp_path):
+    script = (
+        "import os, sys\n"
+        "from renal_utils.result_folder import hold_folder\n"
+        "with hold_folder(sys.argv[1]):\n"
+        "    os._exit(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert done.returncode == 7
+    with hold_folder(tmp_path):
+        pass
