@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from renal_utils.archive import ensure_drawn, read_drawn
+from renal_utils.datasets.aidpath import read_aidpath
 from renal_utils.datasets.hubmap import read_hubmap
 from renal_utils.datasets.kpis import read_kpis
+from renal_utils.datasets.organs import read_msd_colon, read_uw_madison
 from renal_utils.datasets.tiles import read_tiles
 from renal_utils.records import ImageRecord
 from renal_utils.runtime import resolve_path
@@ -37,6 +39,9 @@ DATASETS: Mapping[str, Callable[[Path], list[ImageRecord]]] = {
     "hubmap": read_hubmap,
     "kpis": read_kpis,
     "tiles": read_tiles,
+    "aidpath": read_aidpath,
+    "uw_madison": read_uw_madison,
+    "msd_colon": read_msd_colon,
 }
 
 
