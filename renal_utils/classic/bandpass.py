@@ -104,6 +104,7 @@ def band_response(
     mpp: float | int,
     smallest_um: float | int,
     largest_um: float | int,
+    order: int = 1,
 ) -> Float32[np.ndarray, "H W"]:
     """Return the band-passed image in standard deviations, so that one threshold fits many slides.
 
@@ -116,6 +117,7 @@ def band_response(
         mpp: Microns per pixel.
         smallest_um: See ``filter_band``.
         largest_um: See ``filter_band``.
+        order: See ``butterworth_bandpass``.
 
     Returns:
         Response, mean 0 and standard deviation 1 over the tissue; 0 on glass.
@@ -129,8 +131,9 @@ def band_response(
     spread = max(float(values.std()), 1e-6)
     levelled = np.clip((image - values.mean()) / spread, -_CLIP, _CLIP)
     levelled[~tissue] = 0
-    band = {"smallest_um": smallest_um, "largest_um": largest_um}
-    response = filter_band(levelled, mpp=mpp, **band)
+    response = filter_band(
+        levelled, mpp=mpp, smallest_um=smallest_um, largest_um=largest_um, order=order
+    )
     inside = response[tissue]
     scaled = (response - inside.mean()) / max(float(inside.std()), 1e-6)
     return np.where(tissue, scaled, 0).astype(np.float32)
