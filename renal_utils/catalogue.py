@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from renal_utils.archive import ensure_drawn, read_drawn
+from renal_utils.datasets.aidpath import read_aidpath
 from renal_utils.datasets.hubmap import read_hubmap
 from renal_utils.datasets.kpis import read_kpis
 from renal_utils.datasets.nuclei import (
@@ -18,6 +19,7 @@ from renal_utils.datasets.nuclei import (
     read_nuclei,
     read_tnbc,
 )
+from renal_utils.datasets.organs import read_msd_colon, read_uw_madison
 from renal_utils.datasets.tiles import read_tiles
 from renal_utils.records import ImageRecord
 from renal_utils.runtime import resolve_path
@@ -51,6 +53,9 @@ DATASETS: Mapping[str, Callable[[Path], list[ImageRecord]]] = {
     "cpm17": read_cpm17,
     "tnbc": read_tnbc,
     "dsb2018": read_dsb2018,
+    "aidpath": read_aidpath,
+    "uw_madison": read_uw_madison,
+    "msd_colon": read_msd_colon,
 }
 
 

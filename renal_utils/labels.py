@@ -94,6 +94,16 @@ GLOMERULI = LabelSet(
     "glomeruli", (_BACKGROUND, LabelClass(1, "glomerulus", "Glomerulus", VERMILION))
 )
 
+# What AIDPATH's slides tell apart: glomeruli that work and those that are scarred.
+GLOMERULI_SCLEROSIS = LabelSet(
+    "glomeruli_sclerosis",
+    (
+        _BACKGROUND,
+        LabelClass(1, "glomerulus", "Glomerulus", VERMILION),
+        LabelClass(2, "sclerosed_glomerulus", "Sclerosed glomerulus", ORANGE),
+    ),
+)
+
 NUCLEI = LabelSet("nuclei", (_BACKGROUND, LabelClass(1, "nucleus", "Nucleus", BLUE)))
 
 # What the drawn slides know. Background is glass, capsule and interstitium that is not fibrotic.
@@ -120,8 +130,30 @@ FOUR_TISSUES = LabelSet(
     ),
 )
 
+# Abdominal organs, on which some of the papers test their networks besides kidneys.
+GI_ORGANS = LabelSet(
+    "gi_organs",
+    (
+        _BACKGROUND,
+        LabelClass(1, "large_bowel", "Large bowel", VERMILION),
+        LabelClass(2, "small_bowel", "Small bowel", SKY),
+        LabelClass(3, "stomach", "Stomach", YELLOW),
+    ),
+)
+
+COLON_TUMOUR = LabelSet("colon_tumour", (_BACKGROUND, LabelClass(1, "tumour", "Tumour", BLUE)))
+
 LABEL_SETS: Mapping[str, LabelSet] = {
-    s.name: s for s in (GLOMERULI, NUCLEI, KIDNEY_TISSUES, FOUR_TISSUES)
+    s.name: s
+    for s in (
+        GLOMERULI,
+        GLOMERULI_SCLEROSIS,
+        NUCLEI,
+        KIDNEY_TISSUES,
+        FOUR_TISSUES,
+        GI_ORGANS,
+        COLON_TUMOUR,
+    )
 }
 
 

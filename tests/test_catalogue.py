@@ -63,5 +63,5 @@ def test_images_without_truth_are_left_out(tmp_path, monkeypatch):
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match="'hubmab'; known: drawn, hubmap, kpis, tiles"):
+    with pytest.raises(ValueError, match="'hubmab'; known: drawn, hubmap, kpis, tiles, aidpath"):
         read_dataset("hubmab", tmp_path)

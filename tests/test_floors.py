@@ -22,7 +22,7 @@ FLOORS = {
     2: """slide_levels tiff_files slide_files slide_writing slides label_samplers instance_sources
         label_sources
         annotations synthetic checkpoints validation training_plan training_step run_state
-        training plots""",
+        training plots classic""",
     3: """manifests patch_reader patching covering splits leaks datasets drawn_donors archive
         catalogue window_reader stitch_plan slide_results stitching""",
     4: "loading trials studies course",
