@@ -98,5 +98,5 @@ def test_a_layout_that_nothing_tells_has_to_be_named(tmp_path, path):
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match="'hubmab'; known: drawn, hubmap, kpis, tiles, aidpath"):
+    with pytest.raises(ValueError, match="'hubmab'; known: drawn, hubmap, kpis, tiles, nuclei"):
         read_dataset("hubmab", tmp_path)

@@ -12,6 +12,7 @@ from renal_utils import cli
 from renal_utils.checkpoints import CheckpointInfo, save_checkpoint
 from renal_utils.cli import choose_scale, gather_parameters, main
 from renal_utils.course import write_html
+from renal_utils.datasets.hubmap import INFORMATION_COLUMNS, INFORMATION_FILE
 from renal_utils.notebooks import read_notebook, write_notebook
 from renal_utils.runtime import read_json
 from renal_utils.slides import open_slide, write_pyramid
@@ -185,10 +186,10 @@ def test_every_reader_is_there_by_its_name(tile_folder, capsys):
 
 
 def test_masks_of_another_size_are_found(tile_folder, capsys):
-    (tile_folder / "masks").mkdir()
+    (tile_folder / "masks_instance").mkdir()
     for name, side in (("t0", 64), ("t1", 32)):
         mask = np.zeros((side, side), np.uint8)
-        imsave(tile_folder / "masks" / f"{name}.png", mask, check_contrast=False)
+        imsave(tile_folder / "masks_instance" / f"{name}.png", mask, check_contrast=False)
     assert main(["data", "check", str(tile_folder)]) == 2
     error = _stderr(capsys)
     assert "1 of 2 images or truths do not fit" in error
@@ -198,8 +199,8 @@ def test_masks_of_another_size_are_found(tile_folder, capsys):
 def test_run_lengths_that_are_odd_in_number_are_found(tmp_path, capsys):
     (tmp_path / "train").mkdir()
     _slide(tmp_path).rename(tmp_path / "train" / "aaa.tiff")
-    table, information = tmp_path / "train.csv", "HuBMAP-20-dataset_information.csv"
-    (tmp_path / information).write_text("image_file,patient_number\naaa.tiff,1\n")
+    table, columns = tmp_path / "train.csv", ",".join(INFORMATION_COLUMNS)
+    (tmp_path / INFORMATION_FILE).write_text(f"{columns}\naaa.tiff,128,96,-,-,1\n")
     table.write_text("id,encoding\naaa,5 3 20 4\n")
     assert main(["data", "check", str(tmp_path)]) == 0
     assert "hubmap layout, 1 images (1 with truth)" in capsys.readouterr().out
