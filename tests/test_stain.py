@@ -146,7 +146,9 @@ def test_all_glass_is_empty_and_all_tissue_is_whole(pas, rng):
     assert tissue_mask(pas).mean() > 0.98
 
 
-@pytest.mark.parametrize("ink", [(30, 60, 170), (20, 120, 60), (15, 15, 18), (60, 160, 200)])
+@pytest.mark.parametrize(
+    "ink", [(30, 60, 170), (3, 16, 180), (20, 120, 60), (15, 15, 18), (60, 160, 200)]
+)
 def test_pen_marks_are_not_tissue(pas, rng, ink):
     slide = glass(rng)
     slide[12:108, 16:80] = pas[:, :64]
