@@ -64,7 +64,7 @@ class Slide:
 
     def __init__(self, path: Path, mpp: float | int | None = None, engine: str = "auto") -> None:
         self.path, self.engine = path, engine
-        self._given_mpp, self._number, self._closed = mpp, next(_NUMBERS), False
+        self._given_mpp, self._number = mpp, next(_NUMBERS)
         self._source: SlideSource = open_source(path, engine)
         self.levels, self.dtype = self._source.levels, self._source.dtype
         self.channels = self._source.channels
@@ -103,7 +103,6 @@ class Slide:
 
     def close(self) -> None:
         """Close the file and forget its tiles."""
-        self._closed = True
         self._source.close()
         _CACHE.forget(self._number)
 
@@ -156,8 +155,6 @@ class Slide:
         return pixels
 
     def _tile(self, level: int, column: int, row: int) -> Shaped[np.ndarray, "H W C"]:
-        if self._closed:
-            raise ValueError(f"{self.path} was closed; read within its with block, or open it anew")
         key = self._number, level, column, row
         return _CACHE.get(key, lambda: self._source.tile(level, column, row))
 

@@ -324,10 +324,3 @@ plt.show()
     assert output.metadata["image/png"]["alt"] == "Night"
     with Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))) as image:
         assert image.mode == "P"
-
-
-def test_an_overlay_without_legend_has_none():
-    labels = np.ones((8, 8), np.uint8)
-    rgb = np.zeros((8, 8, 3), np.uint8)
-    assert plots.plot_overlay(rgb, labels, GLOMERULI).get_legend() is not None
-    assert plots.plot_overlay(rgb, labels, GLOMERULI, legend=False).get_legend() is None

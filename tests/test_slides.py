@@ -646,10 +646,3 @@ def test_a_real_tile_opens_as_a_slide(shared_data):
 def test_a_slide_says_what_it_is(tmp_path):
     with Slide(Path(write(tmp_path / "s.tif", make_image(), **TILED, **RGB)), 0.5) as slide:
         assert repr(slide) == "Slide('s.tif', 300 x 210, mpp=0.5)"
-
-
-def test_reading_a_closed_slide_says_which_one_and_what_to_do(tmp_path):
-    with open_slide(write(tmp_path / "a.tif", make_image(), **TILED, **RGB)) as slide:
-        view = slide.at_downsample(1)
-    with pytest.raises(ValueError, match=r"a\.tif was closed; read within its with block"):
-        view.read((0, 0), (8, 8))

@@ -48,7 +48,6 @@ def plot_overlay(
     mpp: float | int | None = None,
     title: str = "",
     outline: bool = False,
-    legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw an image with its classes over it, and a legend of those that occur.
@@ -62,7 +61,6 @@ def plot_overlay(
         mpp: Microns per pixel of this image, or None.
         title: What to see in it.
         outline: Draw the borders of the classes instead of filling them.
-        legend: Say what the colours mean; in a row of pictures one does.
         ax: Where to draw; None opens a new figure.
 
     Raises:
@@ -72,7 +70,7 @@ def plot_overlay(
         raise ValueError(f"image is {rgb.shape[:2]} (H, W), but its labels are {labels.shape}")
     small, ids = _shrink(rgb), _shrink_labels(labels)
     painted = _outline(small, ids, label_set) if outline else _fill(small, ids, label_set)
-    entries = _legend_entries(_occurring(labels, label_set), label_set) if legend else []
+    entries = _legend_entries(_occurring(labels, label_set), label_set)
     if ax is None:  # room for the legend, so that it does not squeeze the picture
         width, height = _figure_size(labels.shape[1], labels.shape[0])
         legend_rows = -(-len(entries) // 2)
