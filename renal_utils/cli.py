@@ -62,7 +62,7 @@ def _add_data(verbs: Any) -> None:
     draw.add_argument("--overwrite", action="store_true", help="draw anew what is there")
     draw.set_defaults(verb=_data_draw)
 
-    check = actions.add_parser("check", help="check a data set's layout and say what it holds")
+    check = actions.add_parser("check", help="open all images and truths, say what there is")
     check.add_argument("folder", type=Path)
     check.add_argument("--layout", choices=LAYOUTS, default="auto", help="default: look and see")
     check.set_defaults(verb=_data_check)
@@ -172,7 +172,8 @@ def _data_check(options: argparse.Namespace) -> int:
         print(f"{options.folder}: a drawn archive, all {files} files as they were written")
         return 0
     records = _read_records(folder, layout)
-    print(f"{options.folder}: {layout} layout, {describe_records(records)}")
+    check_truths(records)
+    print(f"{options.folder}: {layout} layout, {describe_records(records)}; all can be opened")
     return 0
 
 
@@ -181,6 +182,8 @@ def find_layout(folder: Path) -> str:
 
     Raises:
         ValueError: If the folder is missing, empty, or like none that is known.
+    from renal_utils.annotations import check_truths
+
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         raise ValueError(f"{folder} is no folder, or an empty one; see data/README.md")
