@@ -248,12 +248,24 @@ def test_a_slide_is_segmented_from_the_command_line(tmp_path, capsys):
     checkpoint, slide = _checkpoint(tmp_path, patch_px=32, downsample=2.0), _slide(tmp_path)
     command = ["segment", str(slide), "--checkpoint", str(checkpoint), "--device", "cpu"]
     assert main([*command, "--out", str(tmp_path / "out"), "--mpp", "0.25"]) == 0
-    assert "glomerulus: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("glomerulus: ")
+    assert "counted: objects of at least 0 pixels of the network's scale" in printed
     summary = read_json(tmp_path / "out" / "summary.json")
     assert summary["downsample"] == 2.0
     assert summary["mpp"] == pytest.approx(0.5)
     with open_slide(tmp_path / "out" / "labels.ome.tiff") as labels:
         assert labels.size_l0 == (64, 48)
+
+
+def test_the_least_object_is_printed_in_the_unit_it_was_given_in(tmp_path, capsys):
+    checkpoint, slide = _checkpoint(tmp_path, patch_px=32, downsample=2.0), _slide(tmp_path)
+    command = ["segment", str(slide), "--checkpoint", str(checkpoint), "--mpp", "0.25"]
+    for option, unit in (("--min-object", "pixels of the"), ("--min-object-um2", "square microns")):
+        assert main([*command, "--out", str(tmp_path / unit), option, "20.5"]) == 0
+        assert f"objects of at least 20.5 {unit}" in capsys.readouterr().out
+        made_from = read_json(tmp_path / unit / "summary.json")["made_from"]
+        assert made_from["min_object_um2" if "um2" in option else "min_object_px"] == 20.5
 
 
 def test_a_network_of_a_physical_scale_wants_the_slides_own(tmp_path, capsys):
