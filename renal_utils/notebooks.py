@@ -158,15 +158,26 @@ def _say(value: Any) -> str:
 
 
 def _remedy(value: Any, kinds: set[type]) -> str:
+    """Return how to write the value that was meant, where that is clear."""
     if isinstance(value, str) and kinds & {int, float}:
-        try:
-            float(value)
-        except ValueError:
-            return ""
-        return f"; YAML reads {value} as text, a number has a point: 1.0e-4, and no quotes"
+        return _number_remedy(value, kinds)
     if isinstance(value, float) and int in kinds and value.is_integer():
         return f"; write {int(value)}"
+    if isinstance(value, (int, float)) and str in kinds:
+        return f'; put it in quotes: "{value}"'
     return ""
+
+
+def _number_remedy(text: str, kinds: set[type]) -> str:
+    try:
+        number = float(text)
+    except ValueError:
+        return ""
+    if float not in kinds:
+        return f"; write {int(number)} without quotes" if number.is_integer() else ""
+    if isinstance(yaml.safe_load(text), (int, float)):
+        return f"; write {text} without quotes"
+    return f"; YAML reads {text} as text: write a point and a sign, like 1.0e-4 or 1.0e+4"
 
 
 def read_parameters(path: str | Path) -> dict[str, Any]:

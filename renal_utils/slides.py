@@ -64,7 +64,7 @@ class Slide:
 
     def __init__(self, path: Path, mpp: float | int | None = None, engine: str = "auto") -> None:
         self.path, self.engine = path, engine
-        self._given_mpp, self._number = mpp, next(_NUMBERS)
+        self._given_mpp, self._number, self._closed = mpp, next(_NUMBERS), False
         self._source: SlideSource = open_source(path, engine)
         self.levels, self.dtype = self._source.levels, self._source.dtype
         self.channels = self._source.channels
@@ -102,7 +102,8 @@ class Slide:
         return view.read((0, 0), view.size_px)
 
     def close(self) -> None:
-        """Close the file and forget its tiles."""
+        """Close the file and forget its tiles; sizes and scale stay known, pixels do not."""
+        self._closed = True
         self._source.close()
         _CACHE.forget(self._number)
 
@@ -142,6 +143,11 @@ class Slide:
         return pixels[rows][:, columns]
 
     def _read_inside(self, level: int, box: Box) -> Shaped[np.ndarray, "H W C"]:
+        if self._closed:
+            raise ValueError(
+                f"{self.path} was closed before this read; read inside its `with open_slide(...)` "
+                "block, or open it again"
+            )
         tile_width, tile_height = self.levels[level].tile_px
         pixels = np.empty((box.height, box.width, self.channels), self.dtype)
         for row in range(box.y // tile_height, (box.bottom - 1) // tile_height + 1):
@@ -193,8 +199,8 @@ class SlideView:
             size_px: Width and height of the region.
 
         Raises:
-            ValueError: If the size is not positive, the pixels are no 8-bit grey or RGB, or a
-                tile is damaged; the message names the file.
+            ValueError: If the size is not positive, the pixels are no 8-bit grey or RGB, a tile is
+                damaged, or the slide was closed; the message names the file.
         """
         if self.slide.dtype not in (np.uint8, np.bool_) or self.slide.channels not in (1, 3):
             raise ValueError(

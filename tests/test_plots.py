@@ -157,6 +157,15 @@ def test_the_legend_holds_the_classes_that_occur(rgb, labels):
     assert nothing.get_legend() is None
 
 
+def test_legend_and_scale_bar_can_be_left_out(rgb, labels):
+    both = plots.plot_overlay(rgb, labels, GLOMERULI, mpp=0.5)
+    bare = plots.plot_overlay(rgb, labels, GLOMERULI, mpp=0.5, legend=False, scale_bar=False)
+    assert legend(both) == ["Glomerulus"] and len(both.texts) == len(both.lines) == 1
+    assert bare.get_legend() is None and not bare.texts and not bare.lines
+    np.testing.assert_array_equal(drawn(bare), drawn(both))
+    assert bare.images[0].get_extent() == both.images[0].get_extent()
+
+
 def test_unlabelled_pixels_are_whitened(rgb, labels):
     labels[:5] = IGNORE_ID
     for outline in (False, True):

@@ -442,6 +442,24 @@ def test_a_closed_slide_leaves_no_tiles_behind(tmp_path):
     assert slides._CACHE.bytes_held <= before
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_reading_a_closed_slide_names_it_and_the_way_out(tmp_path, suffix):
+    path = tmp_path / f"shut{suffix}"
+    if suffix == ".tif":
+        write(path, make_image(), **TILED, **RGB)
+    else:
+        Image.fromarray(make_image()).save(path)
+    with open_slide(path) as slide:
+        view = slide.at_downsample(2)
+        view.read((0, 0), (20, 20))  # decoded tiles are forgotten too
+    assert view.size_px == slide.at_downsample(2).size_px
+    for read in (slide.thumbnail, lambda: view.read((0, 0), (20, 20))):
+        with pytest.raises(ValueError, match=rf"shut\{suffix} was closed .* open it again"):
+            read()
+    with pickle.loads(pickle.dumps(slide)) as again:
+        assert again.at_downsample(2).read((0, 0), (20, 20)).shape == (20, 20, 3)
+
+
 def test_threads_read_one_slide_at_once(odd_slide):
     with open_slide(odd_slide) as slide:
         view = slide.at_downsample(1)

@@ -37,7 +37,7 @@ def show_image(
         title: What to see in it.
         ax: Where to draw; None opens a new figure.
     """
-    return _draw(_shrink(rgb), rgb.shape[:2], mpp=mpp, title=title, ax=ax)
+    return _draw(_shrink(rgb), size=rgb.shape[:2], mpp=mpp, title=title, ax=ax)
 
 
 def plot_overlay(
@@ -48,6 +48,8 @@ def plot_overlay(
     mpp: float | int | None = None,
     title: str = "",
     outline: bool = False,
+    legend: bool = True,
+    scale_bar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw an image with its classes over it, and a legend of those that occur.
@@ -61,6 +63,8 @@ def plot_overlay(
         mpp: Microns per pixel of this image, or None.
         title: What to see in it.
         outline: Draw the borders of the classes instead of filling them.
+        legend: Whether to draw one; leave it out where a neighbour in the figure has the same.
+        scale_bar: Whether to draw one, likewise.
         ax: Where to draw; None opens a new figure.
 
     Raises:
@@ -70,12 +74,14 @@ def plot_overlay(
         raise ValueError(f"image is {rgb.shape[:2]} (H, W), but its labels are {labels.shape}")
     small, ids = _shrink(rgb), _shrink_labels(labels)
     painted = _outline(small, ids, label_set) if outline else _fill(small, ids, label_set)
-    entries = _legend_entries(_occurring(labels, label_set), label_set)
+    occurring = _occurring(labels, label_set)
+    entries = _legend_entries(occurring, label_set) if legend else []
     if ax is None:  # room for the legend, so that it does not squeeze the picture
         width, height = _figure_size(labels.shape[1], labels.shape[0])
         legend_rows = -(-len(entries) // 2)
         ax = plt.subplots(figsize=(max(width, 3.6), height + 0.22 * legend_rows))[1]
-    _draw(painted, labels.shape, mpp=mpp, title=title, ax=ax)
+    draw = _draw if scale_bar else _draw_plain
+    draw(painted, size=labels.shape, mpp=mpp, title=title, ax=ax)
     if entries:
         columns = min(2, len(entries))
         corner = (0, -0.01)
@@ -105,7 +111,7 @@ def plot_probability(
         ax: Where to draw; None opens a new figure.
     """
     shrunk = _shrink(probability.astype(np.float32))
-    ax = _draw(shrunk, probability.shape, mpp=mpp, title=title, ax=ax)
+    ax = _draw(shrunk, size=probability.shape, mpp=mpp, title=title, ax=ax)
     ax.images[0].set(cmap="viridis", clim=(0, 1))
     ax.figure.colorbar(ax.images[0], cax=ax.inset_axes((1.02, 0, 0.04, 1)), label="Probability")
     return ax
@@ -191,11 +197,11 @@ def add_scale_bar(ax: Axes, mpp: float | int | None) -> Axes:
 
 def _draw(
     image: np.ndarray,
-    size: tuple[int, int],
     *,
     mpp: float | int | None,
     title: str,
     ax: Axes | None,
+    size: tuple[int, int],
 ) -> Axes:
     """Draw an already shrunk image in the coordinates of its full (height, width)."""
     ax = _draw_plain(image, mpp=mpp, title=title, ax=ax, size=size)
