@@ -5,6 +5,7 @@ network of that name it means; several exist and none that we know has this coun
 the U-Net of the same paper at base width 36 with attention at several scales on its skips.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -52,7 +53,9 @@ class MultiScaleAttention(nn.Module):
         """Return the maps, each value times a weight in (0, 1) of its channel and of its pixel."""
         features = features * self.channel_gate(features)
         reduced = self.reduce(features)
-        surroundings = sum(scale(reduced) for scale in self.scales)
+        # in float32: on the CPU, torch's bfloat16 gradient of a dilated depthwise kernel holds NaN
+        with torch.autocast(features.device.type, enabled=False):
+            surroundings = sum(scale(reduced.float()) for scale in self.scales)
         return features * self.pixel_gate(surroundings)
 
 
