@@ -406,3 +406,12 @@ def test_shrinking_runs_the_network_on_means_and_enlarges_its_logits():
 def test_options_of_variable_unet_that_make_no_sense_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         build_model("variable_unet", **options)
+
+
+def test_mau_nets_gradients_are_finite_in_bfloat16():
+    torch.manual_seed(0)
+    model = build_model("mau_net", num_classes=4, base_width=8)
+    images = torch.randn(8, 3, 128, 128).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.to(memory_format=torch.channels_last)(images).float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
