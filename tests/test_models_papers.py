@@ -373,6 +373,21 @@ def test_each_dilation_gives_a_third_of_the_bottleneck_and_reaches_as_far_as_it_
     assert torch.equal(out, expected.clamp_min(0))
 
 
+@pytest.mark.parametrize("channels", [24, 72])  # multiples of 8, not of 16
+def test_gradients_of_the_dilated_bottleneck_are_finite_in_bf16(channels):
+    bottleneck = DilatedBottleneck(channels, 2 * channels)
+    features = torch.randn(1, channels, 32, 32).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        bottleneck(features).float().square().mean().backward()
+    assert all(scale.weight.grad.isfinite().all() for scale in bottleneck.scales)
+
+
+def test_dilations_change_the_reach_of_variable_unet_and_not_its_count():
+    plain = build_model("variable_unet", base_width=3, dilations=(1, 1, 1))
+    assert count_parameters(plain) == count_parameters(build_model("variable_unet", base_width=3))
+    assert [scale.dilation for scale in plain.bottleneck.scales] == [(1, 1)] * 3
+
+
 def test_channels_grow_with_the_patch_so_that_parameters_grow_with_its_side():
     sizes = [64, 128, 256, 512, 1024, 2048, 4096]
     assert [width_for_patch(size) for size in sizes] == [6, 9, 12, 18, 24, 33, 48]
@@ -401,6 +416,8 @@ def test_shrinking_runs_the_network_on_means_and_enlarges_its_logits():
         ({"base_width": 4}, "multiple of 3, not 4"),
         ({"shrink": 0}, "shrink must be at least 1"),
         ({"patch_px": 0}, "patch_px must be at least 1"),
+        ({"dilations": (1, 2)}, "three positive numbers"),
+        ({"dilations": (0, 1, 2)}, "three positive numbers"),
     ],
 )
 def test_options_of_variable_unet_that_make_no_sense_are_refused(options, words):

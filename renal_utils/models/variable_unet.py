@@ -8,6 +8,7 @@ predictions coming out, which is the option ``shrink``.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -47,19 +48,34 @@ class DilatedBottleneck(nn.Module):
     Args:
         in_channels: Channels that come in.
         out_channels: Channels that go out; a multiple of 3.
+        dilations: How many pixels apart the taps of each convolution are; three of them. The count
+            of parameters is the same for all.
+
+    Raises:
+        ValueError: If there are not three dilations, or one is not positive.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, dilations: Sequence[int] = DILATIONS
+    ) -> None:
         super().__init__()
-        third = out_channels // len(DILATIONS)
+        if len(dilations) != len(DILATIONS) or min(dilations) < 1:
+            raise ValueError(
+                f"dilations must be three positive numbers, not {list(dilations)}; (1, 1, 1) is a "
+                "bottleneck without dilation"
+            )
+        third = out_channels // len(dilations)
         self.scales = nn.ModuleList(
-            nn.Conv2d(in_channels, third, kernel_size=3, padding=d, dilation=d) for d in DILATIONS
+            nn.Conv2d(in_channels, third, kernel_size=3, padding=d, dilation=d) for d in dilations
         )
-        self.norm = nn.BatchNorm2d(third * len(DILATIONS))
+        self.norm = nn.BatchNorm2d(third * len(dilations))
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H W"]:
         """Return maps of the same height and width."""
+        # Channels-last, on CPUs with 16-bit arithmetic, the gradients of dilated weights are NaN
+        # (torch 2.15) where 16 does not divide the channels and the map is 32 pixels or wider.
+        features = features.contiguous()
         maps = torch.cat([scale(features) for scale in self.scales], dim=1)
         return self.activation(self.norm(maps))
 
@@ -75,9 +91,11 @@ class VariableUNet(nn.Module):
         base_width: Channels of the first level, instead of the rule; a multiple of 3.
         shrink: Reduce the image by this factor before (mean of shrink x shrink pixels) and enlarge
             the logits by it after (bilinear). 1 for neither.
+        dilations: Of the bottleneck, for ablations.
 
     Raises:
-        ValueError: If ``base_width`` is no positive multiple of 3, or ``shrink`` not positive.
+        ValueError: If ``base_width`` is no positive multiple of 3, ``shrink`` not positive, or
+            ``dilations`` are not three positive numbers.
     """
 
     def __init__(
@@ -88,6 +106,7 @@ class VariableUNet(nn.Module):
         patch_px: int = 256,
         base_width: int | None = None,
         shrink: int = 1,
+        dilations: Sequence[int] = DILATIONS,
     ) -> None:
         super().__init__()
         width = width_for_patch(patch_px) if base_width is None else base_width
@@ -99,7 +118,7 @@ class VariableUNet(nn.Module):
         self.in_channels, self.shrink, self.size_multiple = in_channels, shrink, 16 * shrink
         self.encoder = nn.ModuleList(map(DoubleConv, [in_channels, *widths[:-2]], widths[:-1]))
         self.pool = nn.MaxPool2d(2)
-        self.bottleneck = DilatedBottleneck(widths[-2], widths[-1])
+        self.bottleneck = DilatedBottleneck(widths[-2], widths[-1], dilations)
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(2 * w, w, kernel_size=2, stride=2) for w in widths[-2::-1]
         )
