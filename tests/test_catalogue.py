@@ -7,7 +7,7 @@ from PIL import Image
 
 from renal_utils import catalogue
 from renal_utils.archive import draw_archive, read_drawn
-from renal_utils.catalogue import read_dataset, read_drawn_glomeruli
+from renal_utils.catalogue import find_layout, read_dataset, read_drawn_glomeruli
 from renal_utils.label_sources import open_labels
 from renal_utils.labels import FOUR_TISSUES, IGNORE_ID, KIDNEY_TISSUES, convert_labels
 
@@ -63,6 +63,42 @@ def test_images_without_truth_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "DATASETS", {"test": lambda folder: [hidden]})
     with pytest.raises(ValueError, match="no image has a truth"):
         read_dataset("test", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "layout"),
+    [
+        ("archive.json", "drawn"),
+        ("imagesTr/colon_001.nii.gz", "msd_colon"),
+        ("Tissue Images/TCGA-18-5592-01Z-00-DX1.tif", "monuseg"),
+        ("Slide_01/01_1.png", "tnbc"),
+        ("a.svs", "aidpath"),
+        ("Castilla/a.svs", "aidpath"),
+        ("index.csv", "nuclei"),
+        ("images/a.png", "tiles"),
+        ("Healthy-labels.png", "mouse_kidney"),
+        ("train/DN/case/img/a_img.jpg", "kpis"),
+        ("56nx/img/a_wsi.tiff", "kpis"),
+    ],
+)
+def test_a_layout_is_told_by_the_file_that_gives_it_away(tmp_path, path, layout):
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).touch()
+    assert find_layout(tmp_path) == layout
+
+
+def test_the_two_sets_with_a_train_csv_are_told_by_its_columns(tmp_path):
+    (tmp_path / "train").mkdir()
+    for columns, layout in (("id,encoding", "hubmap"), ("id,class,segmentation", "uw_madison")):
+        (tmp_path / "train.csv").write_text(columns + "\n")
+        assert find_layout(tmp_path) == layout
+
+
+@pytest.mark.parametrize("path", ["Train/Images/train_1.png", "abc/images/abc.png"])
+def test_a_layout_that_nothing_tells_has_to_be_named(tmp_path, path):
+    (tmp_path / path).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no file tells the layout.*consep.*dsb2018"):
+        find_layout(tmp_path)
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path):

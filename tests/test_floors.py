@@ -37,6 +37,7 @@ KEPT_IN = {
     "openslide": {"slides", "slide_files"},
     "matplotlib": {"plots"},
     "seaborn": {"plots"},
+    "sklearn": {"classic"},
     "papermill": {"studies"},
     "dask": {"studies"},
     "nbclient": {"studies"},
