@@ -8,6 +8,7 @@ the U-Net of the same paper at base width 36 with attention at several scales on
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from renal_utils.models.blocks import DoubleConv, UpConv, check_input, concatenate
 
@@ -54,9 +55,21 @@ class MultiScaleAttention(nn.Module):
         features = features * self.channel_gate(features)
         reduced = self.reduce(features)
         # in float32: on the CPU, torch's bfloat16 gradient of a dilated depthwise kernel holds NaN
-        with torch.autocast(features.device.type, enabled=False):
-            surroundings = sum(scale(reduced.float()) for scale in self.scales)
-        return features * self.pixel_gate(surroundings)
+        device = "cpu" if features.is_meta else features.device.type  # meta knows no autocast
+        with torch.autocast(device, enabled=False):
+            surroundings = sum(_in_float32(scale, reduced) for scale in self.scales)
+        return features * self.pixel_gate(surroundings.to(reduced.dtype))
+
+
+def _in_float32(conv: nn.Conv2d, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    return functional.conv2d(
+        features.float(),
+        conv.weight.float(),
+        None if conv.bias is None else conv.bias.float(),
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+    )
 
 
 class MAUNet(nn.Module):
