@@ -11,6 +11,7 @@ from renal_utils.archive import ensure_drawn, read_drawn
 from renal_utils.datasets.aidpath import read_aidpath
 from renal_utils.datasets.hubmap import read_hubmap
 from renal_utils.datasets.kpis import GROUPS, read_kpis
+from renal_utils.datasets.mouse_kidney import read_mouse_kidney
 from renal_utils.datasets.nuclei import (
     read_consep,
     read_cpm17,
@@ -42,6 +43,28 @@ def read_drawn_glomeruli(folder: str | Path) -> list[ImageRecord]:
     ]
 
 
+def read_drawn_tissues(folder: str | Path) -> list[ImageRecord]:
+    """Return the drawn slides with all tissues as truth (``KIDNEY_TISSUES``).
+
+    Raises:
+        ValueError: If the folder holds something else, or another archive.
+    """
+    return read_drawn(ensure_drawn(folder))
+
+
+def read_drawn_four_tissues(folder: str | Path) -> list[ImageRecord]:
+    """Return the drawn slides with the four tissues of the ASRMU-Net paper (``FOUR_TISSUES``).
+
+    What is none of the four, glass and plain interstitium, is unlabelled; a sclerosed glomerulus is
+    a glomerulus.
+
+    Raises:
+        ValueError: If the folder holds something else, or another archive.
+    """
+    kind = {"truth_kind": "tissue_image", "label_set": "four_tissues"}
+    return [replace(record, **kind) for record in read_drawn_tissues(folder)]
+
+
 Reader = Callable[[Path], list[ImageRecord]]
 
 DATASETS: Mapping[str, Reader] = {
@@ -58,6 +81,9 @@ DATASETS: Mapping[str, Reader] = {
     "aidpath": read_aidpath,
     "uw_madison": read_uw_madison,
     "msd_colon": read_msd_colon,
+    "drawn_tissues": read_drawn_tissues,
+    "drawn_four_tissues": read_drawn_four_tissues,
+    "mouse_kidney": read_mouse_kidney,
 }
 
 # Files and folders that only one layout has; the first that is there decides.
@@ -70,6 +96,7 @@ _SIGNS = (
     ("*/*.svs", "aidpath"),
     ("index.csv", "nuclei"),
     ("images", "tiles"),
+    ("*-labels.png", "mouse_kidney"),
 )
 
 

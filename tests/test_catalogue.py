@@ -1,5 +1,6 @@
 """The data sets by name: which records come, and what is refused."""
 
+import numpy as np
 import pytest
 from patch_images import write_image
 from PIL import Image
@@ -7,6 +8,8 @@ from PIL import Image
 from renal_utils import catalogue
 from renal_utils.archive import draw_archive, read_drawn
 from renal_utils.catalogue import find_layout, read_dataset, read_drawn_glomeruli
+from renal_utils.label_sources import open_labels
+from renal_utils.labels import FOUR_TISSUES, IGNORE_ID, KIDNEY_TISSUES, convert_labels
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,7 @@ def test_images_without_truth_are_left_out(tmp_path, monkeypatch):
         ("Castilla/a.svs", "aidpath"),
         ("index.csv", "nuclei"),
         ("images/a.png", "tiles"),
+        ("Healthy-labels.png", "mouse_kidney"),
         ("train/DN/case/img/a_img.jpg", "kpis"),
         ("56nx/img/a_wsi.tiff", "kpis"),
     ],
@@ -100,3 +104,17 @@ def test_a_layout_that_nothing_tells_has_to_be_named(tmp_path, path):
 def test_an_unknown_name_lists_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="'hubmab'; known: drawn, hubmap, kpis, tiles, nuclei"):
         read_dataset("hubmab", tmp_path)
+
+
+def test_drawn_slides_come_with_the_papers_four_tissues(archive, monkeypatch):
+    monkeypatch.setattr(catalogue, "ensure_drawn", lambda folder: folder)
+    window = (0, 0), (600, 600), 2.0
+    for all_, four in zip(
+        read_dataset("drawn_tissues", archive),
+        read_dataset("drawn_four_tissues", archive),
+        strict=True,
+    ):
+        with open_labels(all_) as source, open_labels(four) as fewer:
+            ids, converted = source.read(*window), fewer.read(*window)
+        np.testing.assert_array_equal(converted, convert_labels(ids, KIDNEY_TISSUES, FOUR_TISSUES))
+        assert (converted == IGNORE_ID).any() and (converted != IGNORE_ID).any()
