@@ -133,8 +133,6 @@ def test_a_fused_output_begins_as_the_mean_of_its_sides(network):
     fuse = network(num_classes=2).fuse
     sides = [torch.randn(1, 2, 4, 4) for _ in range(6)]
     joined = torch.cat(sides, dim=1)
-    if isinstance(fuse, ContextFusion):
-        fused = fuse.fuse(joined * 0.5)  # gates half open
-    else:
-        fused = fuse(joined)
+    gated = isinstance(fuse, ContextFusion)
+    fused = fuse.fuse(joined * 0.5) if gated else fuse(joined)
     assert torch.allclose(fused, torch.stack(sides).mean(0), atol=1e-6)

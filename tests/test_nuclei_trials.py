@@ -65,7 +65,8 @@ def splits(records) -> NucleiSplits:
 @pytest.fixture(scope="module")
 def haru(splits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("haru")
-    return train_nuclei("haru_net", splits, budget=BUDGET, folder=folder, options={"width": 8})
+    budget = replace(BUDGET, steps=60)
+    return train_nuclei("haru_net", splits, budget=budget, folder=folder, options={"width": 8})
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +120,10 @@ def test_contours_of_parts_or_of_other_scales_are_refused(records, downsample, c
         PatchDataset(manifest, contour_px=3, cache=cache)
 
 
-def test_contours_need_a_truth_that_tells_objects_apart(records):
-    record = replace(records[0], truth_kind="threshold_image")
+def test_contours_need_a_truth_that_tells_objects_apart(records, tmp_path):
+    ids = np.asarray(Image.open(records[0].truth_path))
+    Image.fromarray(((ids > 0) * 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    record = replace(records[0], truth_kind="threshold_image", truth_path=tmp_path / "mask.png")
     manifest = cut_patches([record], patch_px=64, stride_px=64)
     with pytest.raises(ValueError, match=r"a: a truth of kind 'threshold_image' does not tell"):
         PatchDataset(manifest, contour_px=3, cache="memory")
@@ -169,7 +172,7 @@ def test_a_donor_on_both_sides_is_refused(records):
 
 
 def test_haru_net_learns_mask_and_contour_and_separates_nuclei(haru, splits):
-    assert haru.contours and haru.steps == 24
+    assert haru.contours and haru.steps == 60
     assert haru.history["val_best_dice"].max() > 0.85
     separation, mark = choose_on_validation(haru, splits, "algorithm_1")
     assert separation.contour_threshold is not None
@@ -177,9 +180,9 @@ def test_haru_net_learns_mask_and_contour_and_separates_nuclei(haru, splits):
     maps, truths = predict_strips(haru, splits)
     assert all(m.contour.shape == m.mask.shape == t.shape == (160, 64) for m, t in
                zip(maps, truths, strict=True))  # fmt: skip
-    inside = np.concatenate([contour_map(t)[t > 0] for t in truths])
-    contour = np.concatenate([m.contour[t > 0] for m, t in zip(maps, truths, strict=True)])
-    assert contour[inside].mean() > contour[~inside].mean() + 0.05
+    line = np.concatenate([contour_map(t).ravel() for t in truths])
+    contour = np.concatenate([m.contour.ravel() for m in maps])
+    assert contour[line].mean() > contour[~line].mean() + 0.1
 
 
 def test_unet_is_scored_through_the_watershed(unet, splits):
