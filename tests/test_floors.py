@@ -24,8 +24,8 @@ FLOORS = {
         annotations synthetic checkpoints validation training_plan training_step run_state
         training plots classic""",
     3: """manifests patch_reader patching covering splits leaks datasets overview drawn_donors
-        archive catalogue window_reader stitch_plan slide_results stitching""",
-    4: "loading trials studies course",
+        nuclei_maps archive catalogue window_reader stitch_plan slide_results stitching""",
+    4: "loading trials nuclei_trials studies course",
     5: "cli",
 }
 ORDER = [name for modules in FLOORS.values() for name in modules.split()]
