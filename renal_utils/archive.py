@@ -24,9 +24,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from renal_utils.drawn_donors import Donor, list_donors, write_donor, write_tables
+from renal_utils.progress import progress_bar
 from renal_utils.records import ImageRecord
 from renal_utils.runtime import display_path, file_hash, read_json, resolve_path, write_json
 
@@ -53,9 +52,9 @@ def draw_archive(
         seed: Decides everything; not negative.
         slide_px: Width and height of each slide.
         donors: How many; groups take turns. Every second of a group is kept from training.
-        workers: Processes that draw, each about 1.2 GB at 4096 pixels.
+        workers: Processes that draw, each about 0.65 GB at 4096 pixels.
         overwrite: Replace an archive that is there.
-        progress: Show a progress bar.
+        progress: Show a bar, in a terminal or a notebook.
 
     Returns:
         The folder.
@@ -77,11 +76,23 @@ def draw_archive(
 
 
 def ensure_drawn(
-    folder: str | Path = "data/drawn", *, seed: int = 0, slide_px: int = 4096, donors: int = 8
+    folder: str | Path = "data/drawn",
+    *,
+    seed: int = 0,
+    slide_px: int = 4096,
+    donors: int = 8,
+    progress: bool = True,
 ) -> Path:
     """Draw the archive unless it is there; two processes may ask at the same time.
 
     An archive of an older version of the library is drawn anew.
+
+    Args:
+        folder: As in ``draw_archive``, like the others.
+        seed: Of the archive.
+        slide_px: Width and height of each slide.
+        donors: How many.
+        progress: Show a bar while drawing, in a terminal or a notebook.
 
     Returns:
         The folder.
@@ -105,7 +116,7 @@ def ensure_drawn(
         outdated = contents.get("drawing") != DRAWING
         if not outdated:
             return folder
-    return draw_archive(folder, seed=seed, slide_px=slide_px, donors=donors, overwrite=outdated)
+    return draw_archive(folder, **wanted, overwrite=outdated, progress=progress)
 
 
 def check_archive(folder: str | Path) -> int:
@@ -171,8 +182,8 @@ def read_drawn(folder: str | Path = "data/drawn", *, truth: str = "tissues") -> 
 def _write_donors(folder: Path, people: list[Donor], workers: int, progress: bool) -> None:
     """Draw the donors, in this process or in several new ones."""
     jobs = [(folder, person) for person in people]
-    bar = tqdm(total=len(jobs), desc="drawing slides", disable=not progress)
-    with bar:
+    shown = None if progress else True  # None: not where the output is a file or a pipe
+    with progress_bar(total=len(jobs), desc="drawing slides", disable=shown) as bar:
         if workers == 1:
             for job in jobs:
                 write_donor(*job)

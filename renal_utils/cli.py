@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from renal_utils.checkpoints import CheckpointInfo
     from renal_utils.records import ImageRecord
     from renal_utils.slides import Slide
+    from renal_utils.stitch_plan import StitchPlan
     from renal_utils.stitching import StitchResult
 
 DRAWN = "data/drawn"
@@ -62,7 +63,7 @@ def _add_data(verbs: Any) -> None:
     draw.add_argument("--overwrite", action="store_true", help="draw anew what is there")
     draw.set_defaults(verb=_data_draw)
 
-    check = actions.add_parser("check", help="check a data set's layout and say what it holds")
+    check = actions.add_parser("check", help="open all images and truths, say what there is")
     check.add_argument("folder", type=Path)
     check.add_argument("--layout", choices=LAYOUTS, default="auto", help="default: look and see")
     check.set_defaults(verb=_data_check)
@@ -126,7 +127,16 @@ def _add_segment(verbs: Any) -> None:
     segment.add_argument("--patch", type=int, metavar="PX", help="window (default: as trained)")
     segment.add_argument("--stride", type=int, metavar="PX", help="step (default: half a window)")
     segment.add_argument("--batch", type=int, default=8, help="windows at once")
-    segment.add_argument("--min-object", type=float, metavar="PX", help="least area of an object")
+    least = segment.add_mutually_exclusive_group()
+    least.add_argument(
+        "--min-object",
+        type=float,
+        metavar="PX",
+        help="least area of an object, in pixels that the network sees (default: 0)",
+    )
+    least.add_argument(
+        "--min-object-um2", type=float, metavar="UM2", help="the same, in square microns"
+    )
     segment.add_argument("--all-windows", action="store_true", help="look at bare glass too")
     segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     segment.add_argument("--precision", default="auto", help="auto, 32-true, bf16-mixed")
@@ -171,8 +181,11 @@ def _data_check(options: argparse.Namespace) -> int:
         files = check_archive(folder)
         print(f"{options.folder}: a drawn archive, all {files} files as they were written")
         return 0
+    from renal_utils.annotations import check_truths
+
     records = _read_records(folder, layout)
-    print(f"{options.folder}: {layout} layout, {describe_records(records)}")
+    check_truths(records)
+    print(f"{options.folder}: {layout} layout, {describe_records(records)}; all can be opened")
     return 0
 
 
@@ -305,13 +318,16 @@ def _segment(options: argparse.Namespace) -> int:
     model, info = load_checkpoint(options.checkpoint)
     with open_slide(options.slide, mpp=options.mpp) as slide:
         patch_px = options.patch or info.patch_px
+        scale = choose_scale(info, slide, options.downsample)
         plan = StitchPlan(
             patch_px=patch_px,
             stride_px=options.stride or max(1, patch_px // 2),
             batch_size=options.batch,
             skip_background=not options.all_windows,
             min_object_px=options.min_object,
-            **choose_scale(info, slide, options.downsample),
+            min_object_um2=options.min_object_um2,
+            downsample=scale.get("downsample"),
+            mpp=scale.get("mpp"),
         )
         result = stitch_slide(
             slide,
@@ -322,7 +338,7 @@ def _segment(options: argparse.Namespace) -> int:
             threshold=0.5 if info.threshold is None else info.threshold,
             resume=not options.restart,
         )
-    _print_result(result)
+    _print_result(result, plan)
     return 0
 
 
@@ -358,9 +374,13 @@ def choose_scale(
     return {"mpp": float(info.mpp)}
 
 
-def _print_result(result: "StitchResult") -> None:
+def _print_result(result: "StitchResult", plan: "StitchPlan") -> None:
+    least = f"{plan.min_object_px or 0:g} pixels of the network's scale"
+    if plan.min_object_um2 is not None:
+        least = f"{plan.min_object_um2:g} square microns"
     for name, count in result.counts.items():
         print(f"{name}: {count}")
+    print(f"counted: objects of at least {least}")
     print(f"written: {result.folder}")
 
 

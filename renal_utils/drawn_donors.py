@@ -164,7 +164,7 @@ def _write_truth(folder: Path, donor: Donor, plan: SlidePlan, drawn: DrawnRegion
     for name in ("tissues", "nuclei"):
         (folder / name).mkdir(exist_ok=True)
     write_pyramid(folder / "tissues" / f"{donor.image_id}.tiff", drawn.tissues, **options)
-    nuclei = drawn.nuclei.astype(np.uint32)
+    nuclei = drawn.nuclei.view(np.uint32)
     write_pyramid(folder / "nuclei" / f"{donor.image_id}.tiff", nuclei, **options)
     tables = {"tissues": plan.objects(), "nuclei": plan.nucleus_table()}
     for name, table in tables.items():

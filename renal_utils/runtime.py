@@ -2,6 +2,9 @@
 
 Everything that depends on the machine passes through here, so that a notebook gives the same
 numbers in JupyterLab, under papermill and under nbval, which start in different folders.
+
+torch, which fills half a gigabyte of memory, is imported where it is needed: processes that only
+draw or read slides do without.
 """
 
 import hashlib
@@ -17,10 +20,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("auto", "bf16-mixed", "32-true")
 _RECORDED = ("renal-utils", "torch", "numpy", "albumentations", "tifffile", "scikit-image")
@@ -102,17 +107,21 @@ def file_hash(path: str | Path) -> str:
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices)."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  libraries below us still use the global generator
     torch.manual_seed(seed)
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str = "auto") -> "torch.device":
     """Return the device called ``name``; ``auto`` prefers CUDA, then Apple's MPS, then the CPU.
 
     Raises:
         ValueError: If the named device is not on this machine.
     """
+    import torch
+
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -123,14 +132,16 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def bf16_is_fast(device: torch.device) -> bool:
+def bf16_is_fast(device: "torch.device") -> bool:
     """Say whether bfloat16 speeds this device up: GPUs from Ampere, CPUs with bf16 or AMX."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def pick_precision(name: str, device: torch.device) -> str:
+def pick_precision(name: str, device: "torch.device") -> str:
     """Return the Lightning Fabric precision to use; ``auto`` is bf16 where ``bf16_is_fast``.
 
     Raises:
@@ -167,6 +178,8 @@ def provenance(**extra: Any) -> dict[str, Any]:
 
     Holds no user name, host name or path.
     """
+    import torch
+
     return {
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -196,6 +209,8 @@ def _git_commit() -> str | None:
 
 
 def _device_name() -> str:
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return platform.processor() or platform.machine()

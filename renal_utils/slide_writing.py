@@ -22,6 +22,7 @@ import tifffile
 from renal_utils.bandstore import BandStore
 from renal_utils.geometry import check_mpp
 from renal_utils.resampling import block_mean
+from renal_utils.runtime import atomic_path
 
 COMPRESSIONS = ("jpeg", "jpeg2000", "deflate", "none")
 KINDS = ("image", "labels", "probability")
@@ -72,8 +73,6 @@ def write_pyramid(
         raise ValueError(f"{path}: no rows were given, expected {size_px[1]}")
     plan = _Plan(path, size_px, tile_px, kind, compression or _DEFAULTS.get(kind, ""), first)
     plan.check(quality, mpp)
-    from renal_utils.runtime import atomic_path  # here, for it brings torch; reading needs none
-
     with _named_errors(path), atomic_path(path) as temporary, ExitStack() as stack:
         bigtiff = plan.bytes_l0 * 4 / 3 > _BIG
         with tifffile.TiffWriter(temporary, bigtiff=bigtiff, ome=True) as tif:

@@ -23,7 +23,7 @@ _DENSITY = (-np.log10((np.arange(256) + 1) / 256)).astype(np.float32)
 # Otsu always finds some split; outside this range of saturations it has split noise or tissue.
 _SATURATION_RANGE = (0.06, 0.15)
 _DARK = 30  # below this value in all channels: black fill around the scan, or black ink
-_PEN_MARGIN = 0.15  # optical density by which ink breaks the rule: tissue absorbs green the most
+_PEN_MARGIN = 0.15  # optical density by which ink breaks the rule that tissue absorbs green most
 _SHIFT_DENSITY = 0.1  # optical density by which a jitter of strength 1 shifts a stain
 
 
@@ -200,10 +200,12 @@ def _saturation(rgb: RgbImage) -> Float[np.ndarray, "H W"]:
 
 
 def _pen_mask(rgb: RgbImage) -> Bool[np.ndarray, "H W"]:
-    """Return where ink lies: strokes of at least 5 pixels whose green is not the darkest."""
-    density = optical_density(rgb)
-    excess = np.maximum(density[..., 0], density[..., 2]) - density[..., 1]
-    ink = (excess > _PEN_MARGIN).astype(np.uint8)
+    """Return where ink lies: strokes of at least 5 pixels whose green is not the darkest.
+
+    Judged by density: in ink as dark as it is dense, the grey values hardly differ.
+    """
+    red, green, blue = cv2.split(cv2.LUT(rgb, _DENSITY))
+    ink = (cv2.max(red, blue) - green > _PEN_MARGIN).astype(np.uint8)
     if not ink.any():
         return ink.astype(bool)
     strokes = cv2.morphologyEx(ink, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))

@@ -16,6 +16,7 @@ training, which starts again after the last finished epoch, draws what the unint
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from renal_utils.checkpoints import (
 from renal_utils.distributed import deal_batches, share_buffers
 from renal_utils.labels import LabelSet
 from renal_utils.progress import progress_bar
+from renal_utils.result_folder import hold_folder
 from renal_utils.run_state import (
     RESUME_NAME,
     RunState,
@@ -107,6 +109,7 @@ def fit(
         ValueError: If arguments contradict each other, or ``folder`` holds another training's
             state and ``resume`` is set.
         NonFiniteLossError: If the loss or a gradient is NaN or infinite.
+        BlockingIOError: If another process is training in ``folder``.
         OSError: If the disk is full.
     """
     folder = Path(folder)
@@ -116,20 +119,21 @@ def fit(
     identity = _identity(trainee, info, train_loader, val_loader)
     train_part = deal_batches(train_loader, trainee.fabric, even=True)
     val_part = deal_batches(val_loader, trainee.fabric, even=False)
-    state = _start(trainee, folder, identity, resume=resume)
     rank_zero = trainee.fabric.is_global_zero
-    while state.epochs_done < plan.epochs and not _patience_is_out(state, plan):
-        epoch = state.epochs_done + 1
-        begin_epoch(plan.seed, epoch, train_loader)
-        with _bar(f"epoch {epoch}/{plan.epochs}", train_part, progress and rank_zero) as bar:
-            row = train_epoch(trainee, train_part, epoch, bar)
-            if epoch % plan.validate_every == 0 or epoch == plan.epochs:
-                row |= _validate(trainee, val_part, label_set)
-                bar.set_postfix(loss=row["train_loss"], **{plan.monitor: row[plan.monitor]})
-        state = _judge(state, row, plan)
-        if rank_zero:
-            _write(folder, trainee, state, info)
-        trainee.fabric.barrier()
+    with hold_folder(folder) if rank_zero else nullcontext():
+        state = _start(trainee, folder, identity, resume=resume)
+        while state.epochs_done < plan.epochs and not _patience_is_out(state, plan):
+            epoch = state.epochs_done + 1
+            begin_epoch(plan.seed, epoch, train_loader)
+            with _bar(f"epoch {epoch}/{plan.epochs}", train_part, progress and rank_zero) as bar:
+                row = train_epoch(trainee, train_part, epoch, bar)
+                if epoch % plan.validate_every == 0 or epoch == plan.epochs:
+                    row |= _validate(trainee, val_part, label_set)
+                    bar.set_postfix(loss=row["train_loss"], **{plan.monitor: row[plan.monitor]})
+            state = _judge(state, row, plan)
+            if rank_zero:
+                _write(folder, trainee, state, info)
+            trainee.fabric.barrier()
     return History(folder, state.rows, state.best_epoch, _patience_is_out(state, plan))
 
 

@@ -1,9 +1,12 @@
 """The drawn archive: whole or not there, same bytes for same seed, readable as the real sets."""
 
+import io
 import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -125,6 +128,25 @@ def test_ensure_drawn_renews_an_outdated_archive(tmp_path):
     ensure_drawn(folder, **options)
     assert read_json(folder / "archive.json") == contents
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_drawing_shows_a_bar_in_a_terminal_and_nothing_in_a_file(tmp_path, monkeypatch, terminal):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    folder = ensure_drawn(tmp_path / "a", slide_px=1200, donors=1)
+    assert ("drawing slides" in screen.getvalue()) is terminal
+    length = len(screen.getvalue())
+    ensure_drawn(folder, slide_px=1200, donors=1)
+    assert len(screen.getvalue()) == length
+
+
+def test_a_process_that_draws_does_without_torch():
+    code = "import sys, renal_utils.drawn_donors; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_a_changed_file_is_named(archive, tmp_path):

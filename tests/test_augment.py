@@ -17,8 +17,6 @@ from renal_utils.augment import (
 )
 from renal_utils.labels import IGNORE_ID
 
-FAST = [name for name in AUGMENTATIONS if name != "thesis_literal"]
-
 
 def tissue(side: int = 96, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A pale pink patch with a purple disc, which the labels mark."""
@@ -30,7 +28,7 @@ def tissue(side: int = 96, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return image.astype(np.uint8), labels
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", list(AUGMENTATIONS))
 def test_equal_seeds_give_equal_results_also_after_other_calls_and_pickling(name: str) -> None:
     image, labels = tissue()
     first = make_augmentation(name, seed=5)
@@ -60,7 +58,7 @@ def test_size_and_type_stay_and_the_input_is_not_touched(name: str) -> None:
     image, labels = tissue(64)
     before = image.copy(), labels.copy()
     augment = make_augmentation(name)
-    for seed in range(4 if name == "thesis_literal" else 20):
+    for seed in range(20):
         new_image, new_labels = augment(image, labels, seed)
         assert new_image.shape == image.shape and new_image.dtype == np.uint8
         assert new_labels.shape == labels.shape and new_labels.dtype == np.uint8
@@ -124,9 +122,11 @@ def test_what_was_beyond_the_border_is_ignored_and_not_background() -> None:
         assert 0.02 < np.mean([(i == IGNORE_ID).mean() for i in ids]) < 0.3
 
 
-def test_every_geometric_change_of_the_thesis_fills_with_white_glass() -> None:
+@pytest.mark.parametrize("literal", [False, True])
+def test_every_geometric_change_of_the_thesis_fills_with_white_glass(literal: bool) -> None:
     grey = np.full((96, 96, 3), 120, np.uint8)
-    flips_and_turns, affine, distortions = thesis_list().transforms[:3], *thesis_list()[3:5]
+    changes = thesis_list(literal=literal)
+    flips_and_turns, affine, distortions = changes.transforms[:3], *changes[3:5]
     for transform in (*flips_and_turns, affine, *distortions.transforms):
         for seed in range(8):
             transform.set_random_seed(seed)
@@ -173,6 +173,19 @@ def test_to_tensor_takes_views_of_any_layout() -> None:
 def test_the_literal_list_holds_piecewise_affine_and_the_fast_one_does_not() -> None:
     assert "PiecewiseAffine" in repr(thesis_list(literal=True))
     assert "PiecewiseAffine" not in repr(thesis_list())
+
+
+def test_literal_piecewise_affine_takes_the_image_by_bilinear_and_the_labels_by_nearest() -> None:
+    transform = thesis_list(literal=True).transforms[4].transforms[-1]
+    ramp = np.tile(np.arange(96, dtype=np.uint8), (96, 1))
+    for ramps in (ramp, ramp.T):  # bilinear of a ramp is the place itself, nearest is it rounded
+        transform.set_random_seed(3)
+        done = transform(image=np.repeat(ramps[..., None], 3, axis=2), mask=ramps)
+        moved = done["image"][..., 0].astype(int) - done["mask"]
+        assert np.abs(moved).max() <= 1
+        assert np.abs(done["mask"].astype(int) - ramps).max() > 3
+        steps = np.diff(done["mask"].astype(int), axis=int(ramps is ramp))
+        assert steps.max() < 4 and steps.min() >= 0, "torn or folded"
 
 
 @pytest.mark.slow

@@ -180,6 +180,39 @@ def test_a_data_set_is_described_in_one_line(tile_folder, capsys):
     assert "tiles layout, 2 images (0 with truth) of 1 donors" in capsys.readouterr().out
 
 
+def test_truths_that_do_not_fit_their_images_are_all_listed(tmp_path, capsys):
+    train = tmp_path / "set" / "train"
+    train.mkdir(parents=True)
+    rows = {"good": "1 3", "odd": "1 3 9", "beyond": "4000 500", "crossing": "1 9 5 2"}
+    grey = np.full((64, 64, 3), 200, np.uint8)
+    for name in rows:
+        write_pyramid(train / f"{name}.tiff", grey, size_px=(64, 64), tile_px=64)
+    columns = "image_file,width_pixels,height_pixels,patient_number,"
+    columns += "anatomical_structures_segmention_file,glomerulus_segmentation_file"
+    information = [columns, *(f"{name}.tiff,64,64,{name},," for name in rows)]
+    table = ["id,encoding", *(f"{name},{runs}" for name, runs in rows.items())]
+    for name, lines in (("train", table), ("HuBMAP-20-dataset_information", information)):
+        (train.parent / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    assert main(["data", "check", str(tmp_path / "set")]) == 2
+    error = capsys.readouterr().err
+    assert "3 of 4 images or truths do not fit" in error
+    assert all(f"'{name}'" in error for name in ("odd", "beyond", "crossing"))
+    assert "'good'" not in error
+
+
+def test_a_mask_of_another_size_is_found_by_the_check(tmp_path, capsys):
+    from skimage.io import imsave
+
+    folder = tmp_path / "kpis" / "train" / "normal" / "02_11"
+    for kind, side in (("img", 64), ("mask", 48)):
+        (folder / kind).mkdir(parents=True)
+        shape = (side, side, 3) if kind == "img" else (side, side)
+        path = folder / kind / f"02_11_0_0_{kind}.jpg"
+        imsave(path, np.full(shape, 200, np.uint8), check_contrast=False)
+    assert main(["data", "check", str(tmp_path / "kpis")]) == 2
+    assert "a mask must have the size of its image" in capsys.readouterr().err
+
+
 def test_tiles_are_put_together_again(tile_folder, tmp_path, capsys):
     out = tmp_path / "slide.ome.tiff"
     assert main(["data", "assemble", str(tile_folder), str(out), "--mpp", "0.5"]) == 0
@@ -215,12 +248,24 @@ def test_a_slide_is_segmented_from_the_command_line(tmp_path, capsys):
     checkpoint, slide = _checkpoint(tmp_path, patch_px=32, downsample=2.0), _slide(tmp_path)
     command = ["segment", str(slide), "--checkpoint", str(checkpoint), "--device", "cpu"]
     assert main([*command, "--out", str(tmp_path / "out"), "--mpp", "0.25"]) == 0
-    assert "glomerulus: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("glomerulus: ")
+    assert "counted: objects of at least 0 pixels of the network's scale" in printed
     summary = read_json(tmp_path / "out" / "summary.json")
     assert summary["downsample"] == 2.0
     assert summary["mpp"] == pytest.approx(0.5)
     with open_slide(tmp_path / "out" / "labels.ome.tiff") as labels:
         assert labels.size_l0 == (64, 48)
+
+
+def test_the_least_object_is_printed_in_the_unit_it_was_given_in(tmp_path, capsys):
+    checkpoint, slide = _checkpoint(tmp_path, patch_px=32, downsample=2.0), _slide(tmp_path)
+    command = ["segment", str(slide), "--checkpoint", str(checkpoint), "--mpp", "0.25"]
+    for option, unit in (("--min-object", "pixels of the"), ("--min-object-um2", "square microns")):
+        assert main([*command, "--out", str(tmp_path / unit), option, "20.5"]) == 0
+        assert f"objects of at least 20.5 {unit}" in capsys.readouterr().out
+        made_from = read_json(tmp_path / unit / "summary.json")["made_from"]
+        assert made_from["min_object_um2" if "um2" in option else "min_object_px"] == 20.5
 
 
 def test_a_network_of_a_physical_scale_wants_the_slides_own(tmp_path, capsys):

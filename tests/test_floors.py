@@ -16,15 +16,15 @@ from conftest import PROJECT
 
 FLOORS = {
     1: """labels geometry records runtime progress tables resampling showing stain instance_maps
-        growth instances seams augment
+        growth instances seams piecewise augment
         losses metrics models polygons polygon_files objects rle windows bands bandstore
         row_writer tile_cache optimisation prediction distributed result_folder notebooks""",
     2: """slide_levels tiff_files slide_files slide_writing slides label_samplers instance_sources
         label_sources
         annotations synthetic checkpoints validation training_plan training_step run_state
         training plots classic""",
-    3: """manifests patch_reader patching covering splits leaks datasets drawn_donors archive
-        catalogue window_reader stitch_plan slide_results stitching""",
+    3: """manifests patch_reader patching covering splits leaks datasets overview drawn_donors
+        archive catalogue window_reader stitch_plan slide_results stitching""",
     4: "loading trials studies course",
     5: "cli",
 }
@@ -44,6 +44,7 @@ KEPT_IN = {
     "nbconvert": {"course"},
 }
 BASES = {"Module", "Sequential", "Dataset", "Metric", "Protocol", "NamedTuple", "StrEnum"}
+BASES |= {"PiecewiseAffine"}  # albumentations' own way to change how a transform moves pixels
 
 
 def module_name(path: Path) -> str:

@@ -7,13 +7,16 @@ from skimage import color
 
 from renal_utils.stain import (
     STAIN_VECTORS,
+    _pen_mask,
     combine_stains,
+    density_to_rgb,
     estimate_stains,
     jitter_stain,
     optical_density,
     separate_stains,
     tissue_mask,
 )
+from renal_utils.synthetic.artefacts import INKS
 
 
 @pytest.fixture
@@ -156,6 +159,30 @@ def test_pen_marks_are_not_tissue(pas, rng, ink):
     mask = tissue_mask(slide)
     assert not mask[:, 90:].any()
     assert mask[16:104, 20:76].mean() > 0.95
+
+
+@pytest.mark.parametrize("ink", [INKS[0], INKS[2]], ids=["blue", "green"])
+def test_dense_ink_is_not_tissue_on_glass_and_on_tissue(pas, rng, ink):
+    slide = glass(rng)
+    slide[12:108, 16:144] = pas
+    stroke = cv2.line(np.zeros(slide.shape[:2], np.uint8), (2, 2), (150, 110), 1, 11) > 0
+    density = optical_density(slide)
+    density[stroke] += np.float32(ink)
+    mask = tissue_mask(density_to_rgb(density))
+    assert not mask[cv2.erode(stroke.astype(np.uint8), np.ones((3, 3))) > 0].any()
+    away = cv2.dilate(stroke.astype(np.uint8), np.ones((9, 9))) == 0
+    np.testing.assert_array_equal(mask[away], tissue_mask(slide)[away])
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("downsample", [2, 8])
+def test_no_real_pas_tissue_is_taken_for_ink(shared_data, downsample):
+    paths = sorted((shared_data / "hubmap_pas_slide" / "images").iterdir())[::5]
+    assert len(paths) > 5
+    for path in paths:
+        rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+        small = cv2.resize(rgb, None, fx=1 / downsample, fy=1 / downsample, interpolation=3)
+        assert not _pen_mask(cv2.GaussianBlur(small, (0, 0), 1)).any(), path.name
 
 
 def test_specks_are_dropped(rng):

@@ -18,6 +18,7 @@ from renal_utils.checkpoints import CheckpointInfo, load_checkpoint
 from renal_utils.labels import FOUR_TISSUES, GLOMERULI
 from renal_utils.losses import build_loss
 from renal_utils.models.build import build_model
+from renal_utils.result_folder import hold_folder
 from renal_utils.run_state import save_run
 from renal_utils.training import (
     NonFiniteLossError,
@@ -73,7 +74,8 @@ def test_a_network_learns_squares(tmp_path):
 
 def test_a_folder_holds_best_last_state_and_history_and_no_pickle(straight):
     expected = ["best.json", "best.safetensors", "history.csv", "last.json", "last.safetensors"]
-    assert sorted(p.name for p in straight.folder.iterdir()) == [*expected, "resume.safetensors"]
+    found = sorted(p.name for p in straight.folder.iterdir() if p.name != ".lock")
+    assert found == [*expected, "resume.safetensors"]
 
 
 def test_the_history_file_says_what_the_history_says(straight):
@@ -398,6 +400,19 @@ def test_a_broken_state_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ValueError, match=r"resume\.safetensors is not a whole.*start afresh"):
         train(tmp_path, epochs=1, resume=True)
+
+
+def test_a_folder_that_another_training_writes_to_is_refused_and_then_free_again(tmp_path):
+    history = train(tmp_path, epochs=1)
+    before = history.last_path.read_bytes()
+    for resume in (False, True):
+        with (
+            hold_folder(tmp_path),
+            pytest.raises(BlockingIOError, match=r"another process is writing .* another"),
+        ):
+            train(tmp_path, epochs=1, resume=resume)
+    assert history.last_path.read_bytes() == before
+    train(tmp_path, epochs=1)
 
 
 def test_starting_afresh_forgets_the_training_before(tmp_path):

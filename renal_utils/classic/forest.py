@@ -53,7 +53,8 @@ class Forest:
         return result
 
     def _vote(self, binned: Binned) -> Float[np.ndarray, "N K"]:
-        rows, total = np.arange(len(binned)), 0
+        rows = np.arange(len(binned))
+        total = np.zeros((len(binned), self.shares.shape[2]), self.shares.dtype)
         depth = int(np.log2(self.features.shape[1] + 1)) - 1
         for asked, threshold, share in zip(
             self.features, self.thresholds, self.shares, strict=True
@@ -63,7 +64,7 @@ class Forest:
                 feature = asked[node]
                 answer = binned[rows, feature] > threshold[node]
                 node = np.where(feature < 0, node, 2 * node + 1 + answer)
-            total = total + share[node]
+            total += share[node]
         return (total / len(self.features)).astype(np.float32)
 
 
@@ -175,6 +176,7 @@ def _best_cut(
     nodes, num_classes = counts.shape
     rows = np.arange(len(binned))
     whole = _purity(counts)
+    best: tuple[np.ndarray, np.ndarray, np.ndarray]
     best = np.zeros(nodes), np.zeros(nodes, np.int64), np.zeros(nodes, np.uint8)
     for feature in features.T:
         bins = binned[rows, feature[place]].astype(np.int64)

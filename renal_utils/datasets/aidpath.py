@@ -106,11 +106,11 @@ def read_glomeruli(path: str | Path) -> list[PolygonObject]:
 def _read_layers(path: Path) -> list[PolygonObject]:
     """Read Aperio's XML; an object is called as its region's text, else as its layer."""
     objects = read_monuseg_xml(path)
-    names = []
+    names: list[str] = []
     for layer in ElementTree.parse(path).getroot().iter("Annotation"):
         attribute = layer.find("./Attributes/Attribute")
-        own = layer.get("Name") or ("" if attribute is None else attribute.get("Name", ""))
-        names += [region.get("Text") or own for region in layer.iter("Region")]
+        own = layer.get("Name", "") or ("" if attribute is None else attribute.get("Name", ""))
+        names += [region.get("Text", "") or own for region in layer.iter("Region")]
     if len(names) != len(objects):
         raise ValueError(
             f"{path}: {len(objects)} regions, of which {len(names)} lie in an <Annotation>; "
