@@ -43,6 +43,7 @@ class Budget:
         augmentation: One of ``augment.AUGMENTATIONS``.
         jitter_px: By how much crops move at random, pixels at the working scale.
         seed: Of weights, order and augmentation.
+        precision: As in ``runtime.pick_precision``.
 
     Raises:
         ValueError: If there are fewer steps than validations, or none.
@@ -58,6 +59,7 @@ class Budget:
     augmentation: str = "flips"
     jitter_px: int = 32
     seed: int = 0
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         if not 1 <= self.validations <= self.steps:
@@ -76,6 +78,7 @@ class Budget:
             schedule=self.schedule,
             monitor="val_best_dice" if binary else "val_dice",
             seed=self.seed,
+            precision=self.precision,
         )
 
 

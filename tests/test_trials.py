@@ -79,3 +79,8 @@ def test_its_predictor_gives_probabilities(trials, splits):
 def test_a_budget_without_a_step_for_each_validation_is_refused(steps, validations):
     with pytest.raises(ValueError, match="validations"):
         Budget(steps=steps, validations=validations)
+
+
+def test_a_budget_hands_its_precision_to_the_plan():
+    assert Budget().plan(binary=True).precision == "auto"
+    assert Budget(precision="32-true").plan(binary=True).precision == "32-true"
