@@ -46,6 +46,7 @@ class Budget:
         seed: Of weights, order and augmentation.
         encoder_from: Checkpoint whose encoder the network begins with; None for a new one.
         frozen_steps: So many of the steps come first, with the encoder frozen; see ``freezing``.
+        precision: As in ``runtime.pick_precision``.
 
     Raises:
         ValueError: If there are fewer steps than validations, or none, with and without the frozen.
@@ -63,6 +64,7 @@ class Budget:
     seed: int = 0
     encoder_from: str | Path | None = None
     frozen_steps: int = 0
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         if not 1 <= self.validations <= self.steps - self.frozen_steps or self.frozen_steps < 0:
@@ -81,6 +83,7 @@ class Budget:
             schedule=self.schedule,
             monitor="val_best_dice" if binary else "val_dice",
             seed=self.seed,
+            precision=self.precision,
         )
 
 

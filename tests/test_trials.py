@@ -121,3 +121,8 @@ def test_an_encoder_of_another_width_is_refused():
     narrow, wide = (build_model("unet", base_width=w, depth=2) for w in (4, 8))
     with pytest.raises(ValueError, match="encoder of this UNet does not fit"):
         copy_encoder(narrow, wide)
+
+
+def test_a_budget_hands_its_precision_to_the_plan():
+    assert Budget().plan(binary=True).precision == "auto"
+    assert Budget(precision="32-true").plan(binary=True).precision == "32-true"
