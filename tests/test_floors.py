@@ -44,7 +44,7 @@ KEPT_IN = {
     "nbformat": {"notebooks", "studies"},
     "nbconvert": {"course"},
 }
-BASES = {"Module", "Sequential", "Dataset", "Metric", "Protocol", "NamedTuple", "StrEnum"}
+BASES = {"Conv2d", "Module", "Sequential", "Dataset", "Metric", "Protocol", "NamedTuple", "StrEnum"}
 BASES |= {"PiecewiseAffine"}  # albumentations' own way to change how a transform moves pixels
 
 
