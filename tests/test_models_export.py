@@ -42,7 +42,7 @@ def network_and_image(name):
     return model, torch.randn(1, 3, 2 * model.size_multiple, 2 * model.size_multiple)
 
 
-@pytest.mark.parametrize("name", trying(CANNOT_EXPORT))
+@pytest.mark.parametrize("name", list(trying(CANNOT_EXPORT)))
 @torch.no_grad()
 def test_an_exported_network_gives_the_same_logits(name):
     model, image = network_and_image(name)
@@ -50,7 +50,7 @@ def test_an_exported_network_gives_the_same_logits(name):
     torch.testing.assert_close(program.module()(image), model(image), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", trying(CANNOT_COMPILE_WHOLE))
+@pytest.mark.parametrize("name", list(trying(CANNOT_COMPILE_WHOLE)))
 @torch.no_grad()
 def test_a_compiled_network_is_one_graph_and_gives_the_same_logits(name):
     # the eager backend: what is compiled is found and cut out, and run by torch as it is; a backend
