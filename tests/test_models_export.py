@@ -60,6 +60,7 @@ def test_a_compiled_network_is_one_graph_and_gives_the_same_logits(name):
     torch.testing.assert_close(compiled(image), model(image), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.create_unbacked_symint:FutureWarning")  # torch's own
 @torch.no_grad()
 def test_a_detector_is_compiled_in_pieces_and_finds_the_same():
     model, image = network_and_image("mask_rcnn")
