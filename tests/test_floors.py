@@ -18,14 +18,17 @@ FLOORS = {
     1: """labels geometry records runtime progress tables resampling showing stain instance_maps
         growth instances seams piecewise augment
         losses metrics models polygons polygon_files objects rle windows bands bandstore
-        row_writer tile_cache optimisation prediction distributed result_folder notebooks""",
+        row_writer tile_cache optimisation prediction distributed result_folder notebooks
+        run_names recording process_ties""",
     2: """slide_levels tiff_files slide_files slide_writing slides label_samplers instance_sources
         label_sources
         annotations synthetic checkpoints validation training_plan training_step run_state
         training plots classic""",
     3: """manifests patch_reader patching covering splits leaks datasets overview drawn_donors
         archive catalogue window_reader stitch_plan slide_results stitching""",
-    4: "loading trials studies course",
+    4: """loading trials run_failures kernel_forks warm_kernels notebook_runs course
+        study_search study_plan study_ledger study_jobs study_workers study_dask study_tables
+        study_agenda studies""",
     5: "cli",
 }
 ORDER = [name for modules in FLOORS.values() for name in modules.split()]
@@ -37,13 +40,15 @@ KEPT_IN = {
     "openslide": {"slides", "slide_files"},
     "matplotlib": {"plots"},
     "seaborn": {"plots"},
-    "papermill": {"studies"},
-    "dask": {"studies"},
-    "nbclient": {"studies"},
-    "nbformat": {"notebooks", "studies"},
+    "papermill": {"notebook_runs", "run_failures"},
+    "distributed": {"study_dask"},
+    "optuna": {"study_search"},
+    "nbclient": {"run_failures"},
+    "nbformat": {"notebooks", "notebook_runs"},
     "nbconvert": {"course"},
 }
 BASES = {"Module", "Sequential", "Dataset", "Metric", "Protocol", "NamedTuple", "StrEnum"}
+BASES |= {"LocalProvisioner"}  # Jupyter's way to say how a kernel is started
 BASES |= {"PiecewiseAffine"}  # albumentations' own way to change how a transform moves pixels
 
 
