@@ -84,8 +84,7 @@ def _become_kernel(
     sys.argv = [_LAUNCHER, *arguments]
     from ipykernel.kernelapp import IPKernelApp
 
-    IPKernelApp.parent_handle.default_value = os.getppid()
     try:
-        IPKernelApp.launch_instance([*arguments])
+        IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
     finally:
         atexit._run_exitfuncs()

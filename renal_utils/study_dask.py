@@ -8,7 +8,7 @@ import os
 import time
 from typing import Any
 
-from renal_utils.study_jobs import Job, Outcome, execute_job
+from renal_utils.study_jobs import Job, Outcome, execute_job, sign
 
 _LOOK_AGAIN = 0.5  # seconds between looks at whether the scheduler is still there
 _GIVE_UP = 10.0  # seconds without it after which it counts as gone
@@ -55,7 +55,7 @@ class DaskWorkers:
         """
         name = f"{job.name}-{job.key[:8]}-{os.urandom(4).hex()}"  # never the result of an old run
         self._check_there()
-        self._jobs[self._client.submit(execute_job, job, key=name, pure=False)] = job
+        self._jobs[self._client.submit(_execute_signed, job, key=name, pure=False)] = job
 
     def wait(self) -> list[Outcome]:
         """Wait until at least one run has ended; return those that have.
@@ -75,7 +75,8 @@ class DaskWorkers:
         try:
             return future.result(timeout=30)
         except KilledWorker:
-            return Outcome(job.key, "lost its worker again and again, most likely out of memory")
+            reason = "lost its worker again and again, most likely out of memory"
+            return sign(Outcome(job.key, reason))
         except (CancelledError, OSError) as error:
             raise self._gone() from error
 
@@ -97,6 +98,10 @@ class DaskWorkers:
             f"the Dask scheduler at {self._address} is gone; the runs that had finished are in the "
             "ledger: start the study again, with another scheduler or without, and it goes on"
         )
+
+
+def _execute_signed(job: Job) -> Outcome:
+    return sign(execute_job(job))
 
 
 def _connect(address: str) -> Any:

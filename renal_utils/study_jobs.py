@@ -1,18 +1,16 @@
 """One run of a study as it travels to a worker, and what comes back."""
 
 import functools
-import multiprocessing
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from renal_utils.notebook_runs import run_notebook
 from renal_utils.runtime import provenance
-from renal_utils.warm_kernels import can_fork_warm
 
 _ALONE = threading.Lock()  # a run sets environment variables of its process
 
@@ -50,7 +48,7 @@ class Outcome:
         seconds: What it took, with the kernel's start and end.
         results: What the notebook recorded, and the numbers it checked against bands.
         curve: See ``recording.record_curve``.
-        provenance: Of the worker: versions, commit, device, time.
+        provenance: Versions, commit, device, time; see ``sign``.
     """
 
     key: str
@@ -74,26 +72,22 @@ def execute_job(job: Job) -> Outcome:
                 warm=job.warm,
             )
         except (OSError, RuntimeError, ValueError) as error:
-            seconds = time.perf_counter() - started
-            return Outcome(job.key, f"{error}", seconds, provenance=worker_provenance())
+            return Outcome(job.key, f"{error}", time.perf_counter() - started)
         results = {band["name"]: band["value"] for band in run.bands} | dict(run.recorded.results)
-        curve = run.recorded.curve
-        return Outcome(job.key, None, run.seconds, results, curve, worker_provenance())
+        return Outcome(job.key, None, run.seconds, results, run.recorded.curve)
 
 
-def worker_provenance() -> dict[str, Any]:
-    """Return ``runtime.provenance`` of this worker, as of now.
+def sign(outcome: Outcome, **more: Any) -> Outcome:
+    """Return an outcome with ``runtime.provenance`` of this process, as of now.
 
-    It is asked for once, in a process of its own, so that torch does not fill the worker's memory.
+    Args:
+        outcome: Of a run that this machine did.
+        **more: What is known better.
     """
-    now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
-    return {**_provenance_once(), "time_utc": now}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return replace(outcome, provenance={**_provenance_once(), "time_utc": now, **more})
 
 
 @functools.cache
 def _provenance_once() -> dict[str, Any]:
-    if not can_fork_warm():
-        return provenance()
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(provenance).result()
+    return provenance()

@@ -6,6 +6,7 @@ done again by another; after three workers were lost to it, the run counts as fa
 
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from renal_utils.process_ties import end_with_parent
-from renal_utils.study_jobs import Job, Outcome, execute_job
+from renal_utils.study_jobs import Job, Outcome, execute_job, sign
 
 
 MAX_LOST = 3
@@ -92,13 +93,14 @@ class LocalWorkers:
             outcome = None
         job, worker.job = worker.job, None
         if outcome is not None:
-            return [outcome]
+            return [sign(outcome, threads=int(self._environments[worker.number][_THREADS[0]]))]
         self._replace(worker)
         self._lost[job.key] = self._lost.get(job.key, 0) + 1
         if self._lost[job.key] < MAX_LOST:
             self.submit(job)
             return []
-        return [Outcome(job.key, f"lost its worker {MAX_LOST} times, most likely out of memory")]
+        reason = f"lost its worker {MAX_LOST} times, most likely out of memory"
+        return [sign(Outcome(job.key, reason))]
 
     def _replace(self, worker: _Worker) -> _Worker:
         worker.connection.close()
@@ -120,6 +122,8 @@ def visible_gpus() -> list[str]:
     """Return the CUDA devices that this process may use, by the names it knows them by."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in named.split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:  # spares most machines without one the import of torch
+        return []
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]

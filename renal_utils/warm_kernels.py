@@ -21,6 +21,7 @@ from pathlib import Path
 from renal_utils.notebooks import read_imports
 
 _NAME = "renal-warm"
+_INLINE = "module://matplotlib_inline.backend_inline"
 _ALWAYS = ("ipykernel.kernelapp", "ipykernel.ipkernel", "renal_utils.recording")
 
 
@@ -41,6 +42,7 @@ def warm_kernels(notebook: str | Path, *, enabled: bool = True) -> Iterator[None
         yield
         return
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    os.environ.setdefault("MPLBACKEND", _INLINE)  # matplotlib looks when it is imported
     modules = [*_ALWAYS, *read_imports(notebook)]
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
     from jupyter_client.provisioning import KernelProvisionerFactory
