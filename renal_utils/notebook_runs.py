@@ -98,13 +98,18 @@ class Limits:
     run: float | int | None = None
 
     def countdown(self) -> Callable[[NotebookNode], float | None]:
-        """Start the clock; the function returned gives what a cell that begins now may take."""
-        ends = None if self.run is None else time.monotonic() + self.run
+        """Return a function that gives what a cell that begins now may take.
+
+        The clock of the run starts with its first cell, so that a slow kernel costs nothing.
+        """
+        ends: list[float] = []
 
         def left(_: NotebookNode) -> float | None:
-            if ends is None:
+            if self.run is None:
                 return self.cell
-            return min(max(ends - time.monotonic(), 0.01), self.cell or float("inf"))
+            now = time.monotonic()
+            ends.append(now + self.run)
+            return min(max(ends[0] - now, 0.01), self.cell or float("inf"))
 
         return left
 
