@@ -10,7 +10,8 @@ from pathlib import Path
 from renal_utils.archive import ensure_drawn, read_drawn
 from renal_utils.datasets.aidpath import read_aidpath
 from renal_utils.datasets.hubmap import read_hubmap
-from renal_utils.datasets.kpis import read_kpis
+from renal_utils.datasets.kpis import GROUPS, read_kpis
+from renal_utils.datasets.mouse_kidney import read_mouse_kidney
 from renal_utils.datasets.nuclei import (
     read_consep,
     read_cpm17,
@@ -42,7 +43,31 @@ def read_drawn_glomeruli(folder: str | Path) -> list[ImageRecord]:
     ]
 
 
-DATASETS: Mapping[str, Callable[[Path], list[ImageRecord]]] = {
+def read_drawn_tissues(folder: str | Path) -> list[ImageRecord]:
+    """Return the drawn slides with all tissues as truth (``KIDNEY_TISSUES``).
+
+    Raises:
+        ValueError: If the folder holds something else, or another archive.
+    """
+    return read_drawn(ensure_drawn(folder))
+
+
+def read_drawn_four_tissues(folder: str | Path) -> list[ImageRecord]:
+    """Return the drawn slides with the four tissues of the ASRMU-Net paper (``FOUR_TISSUES``).
+
+    What is none of the four, glass and plain interstitium, is unlabelled; a sclerosed glomerulus is
+    a glomerulus.
+
+    Raises:
+        ValueError: If the folder holds something else, or another archive.
+    """
+    kind = {"truth_kind": "tissue_image", "label_set": "four_tissues"}
+    return [replace(record, **kind) for record in read_drawn_tissues(folder)]
+
+
+Reader = Callable[[Path], list[ImageRecord]]
+
+DATASETS: Mapping[str, Reader] = {
     "drawn": read_drawn_glomeruli,
     "hubmap": read_hubmap,
     "kpis": read_kpis,
@@ -56,7 +81,57 @@ DATASETS: Mapping[str, Callable[[Path], list[ImageRecord]]] = {
     "aidpath": read_aidpath,
     "uw_madison": read_uw_madison,
     "msd_colon": read_msd_colon,
+    "drawn_tissues": read_drawn_tissues,
+    "drawn_four_tissues": read_drawn_four_tissues,
+    "mouse_kidney": read_mouse_kidney,
 }
+
+# Files and folders that only one layout has; the first that is there decides.
+_SIGNS = (
+    ("archive.json", "drawn"),
+    ("imagesTr", "msd_colon"),
+    ("Tissue Images", "monuseg"),
+    ("Slide_*", "tnbc"),
+    ("*.svs", "aidpath"),
+    ("*/*.svs", "aidpath"),
+    ("index.csv", "nuclei"),
+    ("images", "tiles"),
+    ("*-labels.png", "mouse_kidney"),
+)
+
+
+def find_layout(folder: str | Path) -> str:
+    """Name the layout of a data set's folder by the file that gives it away.
+
+    Raises:
+        ValueError: If the folder is missing or empty, or nothing in it tells (DSB 2018, and CoNSeP
+            from CPM-17, cannot be told): then the layout has to be named.
+    """
+    folder = Path(folder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise ValueError(f"{folder} is no folder, or an empty one; see data/README.md")
+    table = folder / "train.csv"
+    if table.is_file():
+        with table.open(encoding="utf-8", errors="replace") as lines:
+            return "uw_madison" if "segmentation" in lines.readline() else "hubmap"
+    for pattern, layout in _SIGNS:
+        if any(folder.glob(pattern)):
+            return layout
+    groups = {group.lower() for group in GROUPS}
+    if any(p.is_dir() and p.name.lower() in groups for n in ("*", "*/*") for p in folder.glob(n)):
+        return "kpis"
+    raise ValueError(f"{folder}: no file tells the layout; name it, one of {', '.join(DATASETS)}")
+
+
+def get_reader(name: str) -> Reader:
+    """Return the reader of a data set.
+
+    Raises:
+        ValueError: If the name is unknown; the message lists the known ones.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"no data set {name!r}; known: {', '.join(DATASETS)}")
+    return DATASETS[name]
 
 
 def read_dataset(name: str, folder: str | Path) -> list[ImageRecord]:
@@ -70,10 +145,9 @@ def read_dataset(name: str, folder: str | Path) -> list[ImageRecord]:
         ValueError: If the name is unknown (the known ones are listed), the folder is not laid out
             as its reader expects, or no image has a truth.
     """
-    if name not in DATASETS:
-        raise ValueError(f"no data set {name!r}; known: {', '.join(DATASETS)}")
+    read = get_reader(name)
     folder = resolve_path(folder)
-    records = [r for r in DATASETS[name](folder) if r.truth_kind != "none"]
+    records = [r for r in read(folder) if r.truth_kind != "none"]
     if not records:
         raise ValueError(f"{folder}: no image has a truth to learn from; see data/README.md")
     return records

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from renal_utils.stitching import StitchResult
 
 DRAWN = "data/drawn"
-LAYOUTS = ("auto", "drawn", "hubmap", "kpis", "tiles")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,9 +63,18 @@ def _add_data(verbs: Any) -> None:
     draw.add_argument("--overwrite", action="store_true", help="draw anew what is there")
     draw.set_defaults(verb=_data_draw)
 
-    check = actions.add_parser("check", help="open all images and truths, say what there is")
+    check = actions.add_parser(
+        "check",
+        help="check a data set and say what it holds",
+        description="Read the layout, open every image and its truth, and list what does not fit.",
+    )
     check.add_argument("folder", type=Path)
-    check.add_argument("--layout", choices=LAYOUTS, default="auto", help="default: look and see")
+    check.add_argument(
+        "--layout",
+        metavar="NAME",
+        default="auto",
+        help="the data set's name; a wrong one lists them all (default: look and see)",
+    )
     check.set_defaults(verb=_data_check)
 
     assemble = actions.add_parser("assemble", help="rebuild a slide from tiles and their tiles.csv")
@@ -197,50 +205,20 @@ def _data_draw(options: argparse.Namespace) -> int:
 
 
 def _data_check(options: argparse.Namespace) -> int:
+    from renal_utils.archive import check_archive
+    from renal_utils.catalogue import find_layout, get_reader
+    from renal_utils.label_sources import check_truths
+
     folder = options.folder.resolve()
     layout = find_layout(folder) if options.layout == "auto" else options.layout
     if layout == "drawn":
-        from renal_utils.archive import check_archive
-
         files = check_archive(folder)
         print(f"{options.folder}: a drawn archive, all {files} files as they were written")
         return 0
-    from renal_utils.annotations import check_truths
-
-    records = _read_records(folder, layout)
+    records = get_reader(layout)(folder)
     check_truths(records)
     print(f"{options.folder}: {layout} layout, {describe_records(records)}; all can be opened")
     return 0
-
-
-def find_layout(folder: Path) -> str:
-    """Name the layout of a data set's folder by the file that gives it away.
-
-    Raises:
-        ValueError: If the folder is missing, empty, or like none that is known.
-    """
-    if not folder.is_dir() or not any(folder.iterdir()):
-        raise ValueError(f"{folder} is no folder, or an empty one; see data/README.md")
-    for name, layout in (("archive.json", "drawn"), ("train.csv", "hubmap"), ("images", "tiles")):
-        if (folder / name).exists():
-            return layout
-    return "kpis"
-
-
-def _read_records(folder: Path, layout: str) -> "list[ImageRecord]":
-    match layout:
-        case "hubmap":
-            from renal_utils.datasets.hubmap import read_hubmap
-
-            return read_hubmap(folder)
-        case "tiles":
-            from renal_utils.datasets.tiles import read_tiles
-
-            return read_tiles(folder)
-        case _:
-            from renal_utils.datasets.kpis import read_kpis
-
-            return read_kpis(folder)
 
 
 def describe_records(records: "Sequence[ImageRecord]") -> str:

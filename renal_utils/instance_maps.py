@@ -6,8 +6,12 @@ have gaps and need no order; objects may touch. Nothing here has an upper limit 
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, Shaped
+from jaxtyping import Bool, Int32, Int64, Shaped, UInt8
 
+from renal_utils.labels import IGNORE_ID
+
+# What a packed label map is made of: bits, so that one warp moves both planes alike.
+MASK_BIT, CONTOUR_BIT = 1, 2
 LARGEST_ID = np.iinfo(np.int32).max - 1
 SQUARE = np.ones((3, 3), np.uint8)  # a ring of 8 neighbours, as in HARU-Net's Algorithm 1
 
@@ -109,6 +113,35 @@ def contour_map(
     inner = spread(line, (thickness_px + 1) // 2 - 1)
     outer = spread(line, thickness_px // 2)
     return np.where(inside, inner, outer)
+
+
+def pack_planes(
+    instances: Int32[np.ndarray, "H W"], *, thickness_px: int = 3
+) -> UInt8[np.ndarray, "H W"]:
+    """Return mask and contour of an instance map in one label map, which augmentation can move.
+
+    Args:
+        instances: Object ids.
+        thickness_px: Of the contour, see ``contour_map``.
+
+    Returns:
+        0 background, 1 inside a nucleus, 2 contour outside, 3 contour inside.
+
+    Raises:
+        ValueError: If the thickness is below 1.
+    """
+    contour = contour_map(instances, thickness_px=thickness_px)
+    return (instances > 0) * np.uint8(MASK_BIT) | contour * np.uint8(CONTOUR_BIT)
+
+
+def unpack_planes(packed: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "2 H W"]:
+    """Return the planes that ``pack_planes`` packed: the mask's class ids, then the contour's.
+
+    What is not known, ``IGNORE_ID`` there, is so in both.
+    """
+    planes = np.stack([packed & MASK_BIT, packed // CONTOUR_BIT & 1])
+    planes[:, packed == IGNORE_ID] = IGNORE_ID
+    return planes
 
 
 def spread(mask: Bool[np.ndarray, "H W"], rings: int) -> Bool[np.ndarray, "H W"]:

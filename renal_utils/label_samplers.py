@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int64, Shaped, UInt8
 
-from renal_utils.labels import IGNORE_ID, LabelSet
+from renal_utils.labels import IGNORE_ID, KIDNEY_TISSUES, LabelSet, convert_labels
 from renal_utils.polygons import PolygonObject, draw_polygons
 from renal_utils.rle import RunLengths
 from renal_utils.slides import Slide, SlideView
@@ -113,19 +113,24 @@ class ValueTable:
         Raises:
             ValueError: If a label image holds an id that the label set lacks.
         """
-        if self.kind == "label_image":
-            return self._checked(values)
+        if self.kind in ("label_image", "centre_image"):
+            return self._checked(values, self.label_set)
+        if self.kind == "tissue_image":
+            ids = self._checked(values, KIDNEY_TISSUES)
+            return convert_labels(ids, KIDNEY_TISSUES, self.label_set)
         if self.kind == "threshold_image" and values.dtype != bool:
             values = values > BRIGHT_ABOVE
         return (values != 0) * np.uint8(self.label_set.foreground[0].id)
 
-    def _checked(self, values: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-        last = len(self.label_set.classes) - 1
+    def _checked(
+        self, values: Shaped[np.ndarray, "h w"], label_set: LabelSet
+    ) -> UInt8[np.ndarray, "h w"]:
+        last = len(label_set.classes) - 1
         unknown = np.unique(values[((values > last) & (values != IGNORE_ID)) | (values < 0)])
         if len(unknown):
             raise ValueError(
                 f"{self.path} holds values {unknown[:8].tolist()}, but the ids of label set "
-                f"{self.label_set.name!r} are 0 to {last} (and {IGNORE_ID} for unlabelled). "
+                f"{label_set.name!r} are 0 to {last} (and {IGNORE_ID} for unlabelled). "
                 "State the right label set, or truth_kind 'instance_image' or 'threshold_image'"
             )
         return values.astype(np.uint8)

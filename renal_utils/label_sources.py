@@ -165,7 +165,7 @@ def _open_image(
     record: ImageRecord, size_l0: tuple[int, int], label_set: LabelSet
 ) -> ArraySampler | SlideSampler:
     path = _truth_path(record)
-    if record.truth_kind != "label_image":
+    if record.truth_kind not in ("label_image", "tissue_image"):
         _only_class(record, label_set)
     to_ids = ValueTable(record.truth_kind, label_set, path)
     if path.suffix.lower() in _TIFF_SUFFIXES:
@@ -183,6 +183,25 @@ def _open_image(
     return ArraySampler(to_ids(values))
 
 
+def _open_centre(
+    record: ImageRecord, size_l0: tuple[int, int], label_set: LabelSet
+) -> ArraySampler:
+    path = _truth_path(record)
+    values = _read_small_image(path, grey=False)
+    height, width = values.shape
+    rim = size_l0[0] - width, size_l0[1] - height
+    if min(rim) < 0 or rim[0] % 2 or rim[1] % 2:
+        raise ValueError(
+            f"{path} is {width} x {height}, which does not lie in the centre of its image "
+            f"{record.image_path} of {size_l0[0]} x {size_l0[1]}: it must be smaller by an even "
+            "number of pixels"
+        )
+    ids = np.full(size_l0[::-1], IGNORE_ID, np.uint8)
+    x, y = rim[0] // 2, rim[1] // 2
+    ids[y : y + height, x : x + width] = ValueTable(record.truth_kind, label_set, path)(values)
+    return ArraySampler(ids)
+
+
 def _open_instances(
     record: ImageRecord, size_l0: tuple[int, int], label_set: LabelSet
 ) -> ArraySampler:
@@ -195,6 +214,8 @@ _OPENERS: dict[str, Callable[[ImageRecord, tuple[int, int], LabelSet], Sampler]]
     "rle_csv": _open_runs,
     "polygons": _open_outlines,
     "label_image": _open_image,
+    "tissue_image": _open_image,
+    "centre_image": _open_centre,
     "instance_image": _open_image,
     "component_image": _open_image,
     "instance_mat": _open_instances,

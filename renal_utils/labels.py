@@ -130,6 +130,22 @@ FOUR_TISSUES = LabelSet(
     ),
 )
 
+# What the mouse kidneys of Bouteldja et al. (JASN 2021) tell apart. Background is interstitium too;
+# where tubules touch, a border of its own keeps them apart.
+MOUSE_KIDNEY = LabelSet(
+    "mouse_kidney",
+    (
+        _BACKGROUND,
+        LabelClass(1, "tubule", "Tubule", SKY),
+        LabelClass(2, "capsule", "Glomerulus outside the tuft", ORANGE),
+        LabelClass(3, "tuft", "Glomerular tuft", VERMILION),
+        LabelClass(4, "vein", "Vein", PURPLE),
+        LabelClass(5, "artery_wall", "Wall of an artery", GREEN),
+        LabelClass(6, "artery_lumen", "Lumen of an artery", YELLOW),
+        LabelClass(7, "tubule_border", "Border of tubules", BLUE),
+    ),
+)
+
 # Abdominal organs, on which some of the papers test their networks besides kidneys.
 GI_ORGANS = LabelSet(
     "gi_organs",
@@ -151,6 +167,7 @@ LABEL_SETS: Mapping[str, LabelSet] = {
         NUCLEI,
         KIDNEY_TISSUES,
         FOUR_TISSUES,
+        MOUSE_KIDNEY,
         GI_ORGANS,
         COLON_TUMOUR,
     )

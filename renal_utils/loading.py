@@ -21,6 +21,8 @@ from jaxtyping import Int, UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from renal_utils.augment import Augmentation, make_augmentation, to_tensor
+from renal_utils.instance_maps import pack_planes, unpack_planes
+from renal_utils.instance_sources import read_instances
 from renal_utils.manifests import Patch, check_manifest, list_patches
 from renal_utils.patch_reader import PatchReader
 
@@ -39,8 +41,9 @@ class PatchDataset(Dataset[dict[str, Any]]):
     """The patches of a manifest as tensors: ``image``, ``target`` and ``index``.
 
     ``image`` is ``Float "3 H W"``, normalised by ``to_tensor``; ``target`` is ``Int64 "H W"`` of
-    class ids, 255 where nothing is known. ``dataset[5]`` and ``dataset[Draw(5, 2)]`` both work:
-    the second is the third crop and augmentation of patch 5 in this epoch.
+    class ids, 255 where nothing is known; with ``contour_px``, ``Int64 "2 H W"``, mask and contour.
+    ``dataset[5]`` and ``dataset[Draw(5, 2)]`` both work: the second is the third crop and
+    augmentation of patch 5 in this epoch.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         augmentation: str | Augmentation = "none",
         seed: int = 0,
         jitter_px: int = 0,
+        contour_px: int | None = None,
         cache: str = "none",
         cache_limit_gb: float | int = 4.0,
     ) -> None:
@@ -63,6 +67,9 @@ class PatchDataset(Dataset[dict[str, Any]]):
                 at the working scale; never beyond the image. With ``stride / 2`` any crop of the
                 image can occur. Near the border to another split, see ``margin_l0`` of
                 ``split_by_column``.
+            contour_px: Thickness of the contours that make a second plane of the target, drawn
+                from the truth's instances at full resolution before augmentation moves them; needs
+                ``cache="memory"`` and patches of downsample 1. None: one plane, the class ids.
             cache: ``none`` reads from the files at every draw; ``memory`` keeps each whole image
                 at its working scale, decoded: the choice for tiles.
             cache_limit_gb: What ``memory`` may take, in 10**9 bytes.
@@ -78,8 +85,14 @@ class PatchDataset(Dataset[dict[str, Any]]):
                 raise ValueError(f"a data set needs one {column}, but this manifest has {found}")
         if cache not in CACHES or jitter_px < 0:
             raise ValueError(f"cache {cache!r} must be one of {CACHES}, jitter_px {jitter_px} >= 0")
+        if contour_px is not None and (cache != "memory" or set(manifest["downsample"]) != {1.0}):
+            raise ValueError(
+                f"contour_px={contour_px} draws contours on whole images: set cache='memory', and "
+                f"cut the patches at downsample 1 (these: {sorted(set(manifest['downsample']))})"
+            )
         self.manifest = manifest.reset_index(drop=True)
         self.seed, self.jitter_px, self.epoch = seed, jitter_px, 0
+        self.contour_px = contour_px
         self.augmentation = (
             make_augmentation(augmentation) if isinstance(augmentation, str) else augmentation
         )
@@ -103,6 +116,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         rng = np.random.default_rng([self.seed, self.epoch, index, repeat])
         image, labels = self._read(patch, self._place(patch, rng))
         image, labels = self.augmentation(image, labels, int(rng.integers(2**31)))
+        labels = labels if self.contour_px is None else unpack_planes(labels)
         target = torch.from_numpy(labels).to(torch.int64)
         return {"image": to_tensor(image), "target": target, "index": index}
 
@@ -147,7 +161,10 @@ class PatchDataset(Dataset[dict[str, Any]]):
             )
         for key, patch in images.items():
             view, labels = self._reader.open(patch)
-            ids = labels.read((0, 0), view.size_px, patch.downsample)
+            if self.contour_px is None:
+                ids = labels.read((0, 0), view.size_px, patch.downsample)
+            else:
+                ids = pack_planes(read_instances(patch.record), thickness_px=self.contour_px)
             self._images[key] = (view.read((0, 0), view.size_px), ids)
         self._reader.close()
 

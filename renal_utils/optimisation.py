@@ -38,6 +38,11 @@ def cosine(step: int, total_steps: int) -> float:
     return _cosine_between(1.0, 0.0, step / total_steps)
 
 
+def cosine_to_hundredth(step: int, total_steps: int) -> float:
+    """Fall from 1 towards 1/100 along half a cosine: 1e-3 to 1e-5, as LSU-Net is trained."""
+    return _cosine_between(1.0, 0.01, step / total_steps)
+
+
 def constant(step: int, total_steps: int) -> float:
     """Stay at 1."""
     return 1.0
@@ -47,6 +52,7 @@ SCHEDULES: Mapping[str, Callable[[int, int], float]] = {
     "one_cycle": one_cycle,
     "cosine": cosine,
     "constant": constant,
+    "cosine_to_hundredth": cosine_to_hundredth,
 }
 
 

@@ -13,6 +13,8 @@ TRUTH_KINDS = (
     "none",
     "rle_csv",
     "label_image",
+    "tissue_image",
+    "centre_image",
     "instance_image",
     "component_image",
     "instance_mat",
@@ -30,8 +32,10 @@ class ImageRecord:
         image_id: Unique name within the data set.
         image_path: Slide or image file.
         truth_kind: How the truth is stored: ``rle_csv`` (HuBMAP's ``id,encoding`` table),
-            ``label_image`` (pixels are class ids), ``instance_image`` (pixels are object ids, 0 is
-            background), ``threshold_image`` (bright is foreground; JPEG masks), ``polygons``
+            ``label_image`` (pixels are class ids), ``tissue_image`` (ids of ``KIDNEY_TISSUES``,
+            read as those of the record's label set), ``centre_image`` (class ids of the image's
+            centre, the rim around it is unlabelled), ``instance_image`` (pixels are object ids, 0
+            is background), ``threshold_image`` (bright is foreground; JPEG masks), ``polygons``
             (QuPath or GeoJSON features, labelme JSON), or ``none``.
         truth_path: File that holds the truth; None with kind ``none``.
         label_set: Name of the label set of the truth.

@@ -125,7 +125,7 @@ def fit(
     rank_zero = trainee.fabric.is_global_zero
     with hold_folder(folder) if rank_zero else nullcontext():
         state = _start(trainee, folder, identity, resume=resume)
-        while state.epochs_done < plan.epochs and not _patience_is_out(state, plan):
+        while state.epochs_done < plan.epochs and not _stops(state, plan):
             epoch = state.epochs_done + 1
             begin_epoch(plan.seed, epoch, train_loader)
             with _bar(f"epoch {epoch}/{plan.epochs}", train_part, progress and rank_zero) as bar:
@@ -138,7 +138,7 @@ def fit(
             if rank_zero:
                 _write(folder, trainee, state, info)
             trainee.fabric.barrier()
-    return History(folder, state.rows, state.best_epoch, _patience_is_out(state, plan))
+    return History(folder, state.rows, state.best_epoch, _stops(state, plan))
 
 
 def _validate(trainee: Trainee, loader: Loader, label_set: LabelSet) -> dict[str, float]:
@@ -173,8 +173,11 @@ def _judge(state: RunState, row: dict[str, Any], plan: TrainingPlan) -> RunState
     return replace(state, waited=state.waited + 1)
 
 
-def _patience_is_out(state: RunState, plan: TrainingPlan) -> bool:
-    return plan.patience is not None and state.waited >= plan.patience
+def _stops(state: RunState, plan: TrainingPlan) -> bool:
+    """Say whether patience or the time is out."""
+    used = sum(row["seconds"] + row.get("val_seconds", 0.0) for row in state.rows)
+    impatient = plan.patience is not None and state.waited >= plan.patience
+    return impatient or (plan.max_minutes is not None and used >= 60 * plan.max_minutes)
 
 
 def _write(folder: Path, trainee: Trainee, state: RunState, info: CheckpointInfo) -> None:
@@ -223,8 +226,9 @@ def _identity(
 ) -> dict[str, Any]:
     """Return what makes this training this one and no other, as plain values."""
     kept = ("model", "options", "in_channels", "num_classes", "label_set", "downsample", "patch_px")
+    passing = ("device", "precision", "max_minutes")
     return {
-        "plan": {k: v for k, v in asdict(trainee.plan).items() if k not in ("device", "precision")},
+        "plan": {k: v for k, v in asdict(trainee.plan).items() if k not in passing},
         "precision": trainee.precision,
         "network": {name: getattr(info, name) for name in kept},
         "loss": describe_loss(trainee.bare["loss"]),

@@ -30,6 +30,8 @@ class TrainingPlan:
         clip_norm: Gradients of a larger joint norm are scaled down to it; None leaves them.
         monitor: Score of the history that decides which epoch is best, one of
             ``validation.MONITORS``.
+        max_minutes: Training stops after the epoch in which this time, validation included and
+            counted over resumed runs, is used up; None never stops. Schedules do not know of it.
         validate_every: Epochs from one validation to the next; the last epoch always has one.
         seed: Of the generators, anew in each epoch.
         device: As in ``runtime.pick_device``.
@@ -47,6 +49,7 @@ class TrainingPlan:
     precision: str = "auto"
     clip_norm: float | int | None = None
     monitor: str = "val_dice"
+    max_minutes: float | int | None = None
     validate_every: int = 1
     seed: int = 0
     device: str = "auto"
@@ -58,7 +61,7 @@ class TrainingPlan:
                 given = getattr(self, name)
                 raise ValueError(f"{name} {given!r} is not known; choose {', '.join(choices)}")
         positive = {n: getattr(self, n) for n in ("epochs", "learning_rate", "validate_every")}
-        optional = {n: getattr(self, n) for n in ("patience", "clip_norm")}
+        optional = {n: getattr(self, n) for n in ("patience", "clip_norm", "max_minutes")}
         positive |= {n: v for n, v in optional.items() if v is not None}
         for name, value in positive.items():
             if not value > 0 or math.isinf(value):
@@ -78,7 +81,7 @@ class History:
             what the loss has learned, and the scores of ``validation.validate`` in epochs that had
             one.
         best_epoch: Epoch whose weights are in ``best_path``.
-        stopped_early: Whether patience ran out.
+        stopped_early: Whether patience or the time ran out.
     """
 
     folder: Path

@@ -6,7 +6,7 @@ and what one of them did in a ``Trial``. Thresholds are chosen on validation, sc
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from renal_utils.labels import LabelSet, get_label_set
 from renal_utils.loading import PatchDataset, make_loader
 from renal_utils.models.blocks import count_parameters
 from renal_utils.models.build import build_model
+from renal_utils.models.freezing import copy_encoder, freeze_encoder, unfreeze_encoder
 from renal_utils.prediction import Predictor, make_predictor
 from renal_utils.runtime import resolve_path, seed_everything
 from renal_utils.training import fit
-from renal_utils.training_plan import TrainingPlan
+from renal_utils.training_plan import History, TrainingPlan
 from renal_utils.validation import evaluate
 
 
@@ -43,9 +44,12 @@ class Budget:
         augmentation: One of ``augment.AUGMENTATIONS``.
         jitter_px: By how much crops move at random, pixels at the working scale.
         seed: Of weights, order and augmentation.
+        encoder_from: Checkpoint whose encoder the network begins with; None for a new one.
+        frozen_steps: So many of the steps come first, with the encoder frozen; see ``freezing``.
+        precision: As in ``runtime.pick_precision``.
 
     Raises:
-        ValueError: If there are fewer steps than validations, or none.
+        ValueError: If there are fewer steps than validations, or none, with and without the frozen.
     """
 
     steps: int = 100
@@ -58,12 +62,15 @@ class Budget:
     augmentation: str = "flips"
     jitter_px: int = 32
     seed: int = 0
+    encoder_from: str | Path | None = None
+    frozen_steps: int = 0
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.validations <= self.steps:
+        if not 1 <= self.validations <= self.steps - self.frozen_steps or self.frozen_steps < 0:
             raise ValueError(
-                f"steps {self.steps} must be at least validations {self.validations}, and that at "
-                "least 1"
+                f"steps {self.steps}, without the {self.frozen_steps} frozen ones, must be at "
+                f"least validations {self.validations}, and that at least 1"
             )
 
     def plan(self, *, binary: bool) -> TrainingPlan:
@@ -76,6 +83,7 @@ class Budget:
             schedule=self.schedule,
             monitor="val_best_dice" if binary else "val_dice",
             seed=self.seed,
+            precision=self.precision,
         )
 
 
@@ -203,17 +211,16 @@ def run_trial(
         mpp=splits.mpp,
         patch_px=int(splits.train["patch_px"].iloc[0]),
     )
-    history = fit(
-        model,
-        loss,
-        _train_loader(splits, budget),
-        splits.loader("val"),
-        plan=budget.plan(binary=label_set.num_outputs == 1),
-        label_set=label_set,
-        folder=resolve_path(folder) / (name or model_name),
-        info=info,
-        progress=False,
-    )
+    if budget.encoder_from is not None:
+        copy_encoder(load_checkpoint(resolve_path(budget.encoder_from))[0], model)
+    folder, seconds = resolve_path(folder) / (name or model_name), 0.0
+    if budget.frozen_steps:
+        freeze_encoder(model)
+        first = replace(budget, steps=budget.frozen_steps, validations=1, frozen_steps=0)
+        history = _fit(model, loss, splits, first, info=info, folder=folder / "frozen")
+        seconds = float(history.frame()["seconds"].sum())
+        unfreeze_encoder(model)
+    history = _fit(model, loss, splits, budget, info=info, folder=folder)
     best, info = load_checkpoint(history.best_path)
     rows = history.frame()
     scores = evaluate(best, splits.loader("test"), label_set=label_set, threshold=info.threshold)
@@ -225,7 +232,29 @@ def run_trial(
         info.threshold,
         float(rows.loc[history.best_epoch, _judged(info)]),
         scores,
-        float(rows["seconds"].sum()),
+        seconds + float(rows["seconds"].sum()),
+    )
+
+
+def _fit(
+    model: nn.Module,
+    loss: nn.Module,
+    splits: Splits,
+    budget: Budget,
+    *,
+    info: CheckpointInfo,
+    folder: Path,
+) -> History:
+    return fit(
+        model,
+        loss,
+        _train_loader(splits, budget),
+        splits.loader("val"),
+        plan=budget.plan(binary=splits.label_set.num_outputs == 1),
+        label_set=splits.label_set,
+        folder=folder,
+        info=info,
+        progress=False,
     )
 
 
@@ -251,5 +280,5 @@ def _train_loader(splits: Splits, budget: Budget) -> DataLoader:
         batch_size=budget.batch_size,
         shuffle=True,
         seed=budget.seed,
-        steps_per_epoch=budget.steps // budget.validations,
+        steps_per_epoch=(budget.steps - budget.frozen_steps) // budget.validations,
     )

@@ -180,13 +180,16 @@ def _make_counts(label_set: LabelSet, device: torch.device) -> dict[str, Metric]
 
 
 def _count(counts: Mapping[str, Metric], output: Any, target: Tensor, *, threshold: float) -> None:
-    probabilities = probabilities_of(logits_of(output))
+    logits = logits_of(output)
+    if target.ndim == 4:  # mask and contour: the mask is scored
+        target = target[:, 0]
+        logits = logits[:, :1] if "thresholds" in counts else logits
+    probabilities = probabilities_of(logits)
     if probabilities.isnan().any():
         raise ValueError(
             "the network gives NaN for these patches: its weights have diverged, or the precision "
             "is too low for it; use an earlier checkpoint, or precision='32-true'"
         )
-    target = target[:, 0] if target.ndim == 4 else target  # the mask, of mask and contour
     counts["confusion"].update(class_ids(probabilities, threshold=threshold), target)
     if "thresholds" in counts:
         counts["thresholds"].update(probabilities[:, 0], target)

@@ -170,13 +170,14 @@ def test_to_tensor_takes_views_of_any_layout() -> None:
     assert torch.equal(to_tensor(turned), to_tensor(turned.copy()))
 
 
-def test_the_literal_list_holds_piecewise_affine_and_the_fast_one_does_not() -> None:
-    assert "PiecewiseAffine" in repr(thesis_list(literal=True))
-    assert "PiecewiseAffine" not in repr(thesis_list())
+def test_the_literal_list_holds_albumentations_own_transform_and_the_fast_one_ours() -> None:
+    kinds = [type(thesis_list(literal=v).transforms[4].transforms[-1]) for v in (True, False)]
+    assert [kind.__name__ for kind in kinds] == ["PiecewiseAffine"] * 2
+    assert [kind.__module__.split(".")[0] for kind in kinds] == ["albumentations", "renal_utils"]
 
 
-def test_literal_piecewise_affine_takes_the_image_by_bilinear_and_the_labels_by_nearest() -> None:
-    transform = thesis_list(literal=True).transforms[4].transforms[-1]
+def test_piecewise_affine_takes_the_image_by_bilinear_and_the_labels_by_nearest() -> None:
+    transform = thesis_list().transforms[4].transforms[-1]
     ramp = np.tile(np.arange(96, dtype=np.uint8), (96, 1))
     for ramps in (ramp, ramp.T):  # bilinear of a ramp is the place itself, nearest is it rounded
         transform.set_random_seed(3)

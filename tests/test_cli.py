@@ -6,11 +6,13 @@ import pandas as pd
 import pytest
 import torch
 from nbformat.v4 import new_output
+from skimage.io import imsave
 
 from renal_utils import cli
 from renal_utils.checkpoints import CheckpointInfo, save_checkpoint
-from renal_utils.cli import choose_scale, find_layout, gather_parameters, main
+from renal_utils.cli import choose_scale, gather_parameters, main
 from renal_utils.course import write_html
+from renal_utils.datasets.hubmap import INFORMATION_COLUMNS, INFORMATION_FILE
 from renal_utils.notebooks import read_notebook, write_notebook
 from renal_utils.runtime import read_json
 from renal_utils.slides import open_slide, write_pyramid
@@ -129,14 +131,6 @@ def test_a_page_can_be_read_without_a_network(small_notebook, tmp_path):
 # data
 
 
-def test_a_layout_is_told_by_its_files(tmp_path):
-    for name, layout in (("images", "tiles"), ("train.csv", "hubmap"), ("archive.json", "drawn")):
-        (tmp_path / name).mkdir()
-        assert find_layout(tmp_path) == layout
-    (tmp_path / "other" / "train").mkdir(parents=True)
-    assert find_layout(tmp_path / "other") == "kpis"
-
-
 def test_an_archive_is_drawn_once_and_checked(tmp_path, capsys):
     folder = tmp_path / "drawn"
     command = ["data", "draw", "--out", str(folder), "--donors", "1", "--slide-px", "1024"]
@@ -162,8 +156,6 @@ def test_an_empty_folder_is_refused(tmp_path, capsys, name):
 
 @pytest.fixture
 def tile_folder(tmp_path):
-    from skimage.io import imsave
-
     folder = tmp_path / "tiles"
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -178,6 +170,43 @@ def tile_folder(tmp_path):
 def test_a_data_set_is_described_in_one_line(tile_folder, capsys):
     assert main(["data", "check", str(tile_folder)]) == 0
     assert "tiles layout, 2 images (0 with truth) of 1 donors" in capsys.readouterr().out
+
+
+def test_every_reader_is_there_by_its_name(tile_folder, capsys):
+    (tile_folder / "masks_instance").mkdir()
+    for column in range(2):
+        mask = np.zeros((64, 64), np.uint8)
+        imsave(tile_folder / "masks_instance" / f"t{column}.png", mask, check_contrast=False)
+    assert main(["data", "check", str(tile_folder), "--layout", "nuclei"]) == 0
+    assert "nuclei layout, 2 images (2 with truth) of 2 donors" in capsys.readouterr().out
+    assert main(["data", "check", str(tile_folder), "--layout", "uw_madison"]) == 2
+    assert "train.csv" in _stderr(capsys)
+    assert main(["data", "check", str(tile_folder), "--layout", "nuclej"]) == 2
+    assert "no data set 'nuclej'; known: drawn, hubmap" in _stderr(capsys)
+
+
+def test_masks_of_another_size_are_found(tile_folder, capsys):
+    (tile_folder / "masks_instance").mkdir()
+    for name, side in (("t0", 64), ("t1", 32)):
+        mask = np.zeros((side, side), np.uint8)
+        imsave(tile_folder / "masks_instance" / f"{name}.png", mask, check_contrast=False)
+    assert main(["data", "check", str(tile_folder)]) == 2
+    error = _stderr(capsys)
+    assert "1 of 2 images or truths do not fit" in error
+    assert "t1.png is 32 x 32" in error and "t0.png" not in error
+
+
+def test_run_lengths_that_are_odd_in_number_are_found(tmp_path, capsys):
+    (tmp_path / "train").mkdir()
+    _slide(tmp_path).rename(tmp_path / "train" / "aaa.tiff")
+    table, columns = tmp_path / "train.csv", ",".join(INFORMATION_COLUMNS)
+    (tmp_path / INFORMATION_FILE).write_text(f"{columns}\naaa.tiff,128,96,-,-,1\n")
+    table.write_text("id,encoding\naaa,5 3 20 4\n")
+    assert main(["data", "check", str(tmp_path)]) == 0
+    assert "hubmap layout, 1 images (1 with truth)" in capsys.readouterr().out
+    table.write_text("id,encoding\naaa,5 3 20\n")
+    assert main(["data", "check", str(tmp_path)]) == 2
+    assert "image 'aaa'" in _stderr(capsys)
 
 
 def test_truths_that_do_not_fit_their_images_are_all_listed(tmp_path, capsys):

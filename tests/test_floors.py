@@ -25,8 +25,8 @@ FLOORS = {
         annotations synthetic checkpoints validation training_plan training_step run_state
         training plots classic""",
     3: """manifests patch_reader patching covering splits leaks datasets overview drawn_donors
-        archive catalogue window_reader stitch_plan slide_results stitching""",
-    4: """loading trials run_failures kernel_forks warm_kernels notebook_runs course
+        nuclei_maps archive catalogue window_reader stitch_plan slide_results stitching""",
+    4: """loading trials nuclei_trials run_failures kernel_forks warm_kernels notebook_runs course
         study_search study_plan study_ledger study_jobs study_workers study_dask study_tables
         study_agenda studies""",
     5: "cli",
@@ -40,6 +40,7 @@ KEPT_IN = {
     "openslide": {"slides", "slide_files"},
     "matplotlib": {"plots"},
     "seaborn": {"plots"},
+    "sklearn": {"classic"},
     "papermill": {"notebook_runs", "run_failures"},
     "distributed": {"study_dask"},
     "optuna": {"study_search"},
@@ -47,7 +48,7 @@ KEPT_IN = {
     "nbformat": {"notebooks", "notebook_runs"},
     "nbconvert": {"course"},
 }
-BASES = {"Module", "Sequential", "Dataset", "Metric", "Protocol", "NamedTuple", "StrEnum"}
+BASES = {"Conv2d", "Module", "Sequential", "Dataset", "Metric", "Protocol", "NamedTuple", "StrEnum"}
 BASES |= {"LocalProvisioner"}  # Jupyter's way to say how a kernel is started
 BASES |= {"PiecewiseAffine"}  # albumentations' own way to change how a transform moves pixels
 

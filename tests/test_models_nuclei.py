@@ -126,3 +126,13 @@ def test_a_switch_takes_away_exactly_its_block(switch, gone):
 def test_without_residual_blocks_a_stage_is_two_convolutions():
     model = on_meta(HARUNet, rsu=False)
     assert [count_parameters(stage) for stage in model.encoder[:2]] == [38_976, 221_952]
+
+
+@pytest.mark.parametrize("network", [u2netp, lambda **o: HARUNet(small=True, **o).mask])
+def test_a_fused_output_begins_as_the_mean_of_its_sides(network):
+    fuse = network(num_classes=2).fuse
+    sides = [torch.randn(1, 2, 4, 4) for _ in range(6)]
+    joined = torch.cat(sides, dim=1)
+    gated = isinstance(fuse, ContextFusion)
+    fused = fuse.fuse(joined * 0.5) if gated else fuse(joined)
+    assert torch.allclose(fused, torch.stack(sides).mean(0), atol=1e-6)

@@ -8,7 +8,7 @@ from torch import nn
 
 from renal_utils.models.blocks import count_parameters
 from renal_utils.models.build import build_model
-from renal_utils.models.lsu_net import LightConv, LSUNet
+from renal_utils.models.lsu_net import LightConv, LSUNet, Pointwise
 from renal_utils.models.mau_net import MultiScaleAttention
 from renal_utils.models.reconstruction import (
     ASRM,
@@ -30,6 +30,7 @@ from renal_utils.models.shift import (
     spatial_shift,
 )
 from renal_utils.models.variable_unet import DilatedBottleneck, width_for_patch
+from renal_utils.prediction import make_predictor
 
 ALL_HEADS = {"deep_supervision": True}
 NO_UNITS = {"use_ssru": False, "use_asrm": False, "use_csru": False}
@@ -423,3 +424,35 @@ def test_shrinking_runs_the_network_on_means_and_enlarges_its_logits():
 def test_options_of_variable_unet_that_make_no_sense_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         build_model("variable_unet", **options)
+
+
+def test_mau_nets_gradients_are_finite_in_bfloat16():
+    torch.manual_seed(0)
+    model = build_model("mau_net", num_classes=4, base_width=8)
+    images = torch.randn(8, 3, 128, 128).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.to(memory_format=torch.channels_last)(images).float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_mau_net_predicts_with_weights_that_are_stored_in_bfloat16():
+    torch.manual_seed(0)
+    model, images = build_model("mau_net", base_width=4), torch.randn(2, 3, 32, 32)
+    exact, coarse = (make_predictor(model, precision=p)(images) for p in ("32-true", "bf16-mixed"))
+    assert (coarse - exact).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("size", [8, 7])
+def test_a_pointwise_convolution_of_every_second_pixel_is_one_of_stride_two(size):
+    torch.manual_seed(0)
+    ours, strided = Pointwise(3, 5, every=2), nn.Conv2d(3, 5, kernel_size=1, stride=2)
+    strided.load_state_dict(ours.state_dict())
+    image = torch.rand(2, 3, size, size)
+    torch.testing.assert_close(ours(image), strided(image))
+
+
+def test_light_blocks_hold_no_strided_pointwise_convolution():
+    for options in ({}, {"light_blocks": False}, {"shift_blocks": False}):
+        parts = build_model("lsu_net", widths=(8, 8, 8, 16, 16), **options).modules()
+        convolutions = [part for part in parts if isinstance(part, nn.Conv2d)]
+        assert all(c.stride == (1, 1) for c in convolutions if c.kernel_size == (1, 1))

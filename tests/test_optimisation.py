@@ -41,12 +41,17 @@ def test_cosine_is_that_of_torch():
     assert rates("cosine", 50) == pytest.approx(expected, rel=1e-9)
 
 
+def test_cosine_to_a_hundredth_is_that_of_torch_with_a_least_rate():
+    expected = torch_rates(lambda o: CosineAnnealingLR(o, T_max=50, eta_min=0.001), 50)
+    assert rates("cosine_to_hundredth", 50) == pytest.approx(expected, rel=1e-9)
+
+
 def test_constant_stays():
     assert rates("constant", 5) == [0.1] * 5
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
-@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "cosine_to_hundredth", "constant"])
 def test_the_shortest_trainings_have_rates_above_zero_and_near_the_peak(schedule, steps):
     found = rates(schedule, steps)
     assert all(0 < r <= 0.1 for r in found)

@@ -10,7 +10,14 @@ from scipy import ndimage
 from renal_utils.geometry import Box
 from renal_utils.labels import KIDNEY_TISSUES
 from renal_utils.stain import separate_stains
-from renal_utils.synthetic import GROUPS, Recipe, donor_recipe, draw_region, plan_slide
+from renal_utils.synthetic import (
+    GROUPS,
+    Recipe,
+    donor_recipe,
+    draw_region,
+    plan_slide,
+    random_recipe,
+)
 from renal_utils.synthetic.packing import power_cells, ring_area
 
 SMALL = Recipe(size_px=(1500, 1400), glomerulus_um=140.0, tear=True, fold=True, pen_mark=True)
@@ -222,3 +229,15 @@ def test_power_cells_are_nearest_by_power_distance():
 
 def test_ring_area_of_a_square():
     assert ring_area(np.array([[0, 0], [3, 0], [3, 3], [0, 3.0]]) + 1e6) == pytest.approx(9)
+
+
+def test_random_recipes_are_valid_repeatable_and_wider_than_those_of_donors():
+    made = [random_recipe(np.random.default_rng(i)) for i in range(40)]
+    assert made[3] == random_recipe(np.random.default_rng(3))
+    donors = [donor_recipe(GROUPS[i % 4], np.random.default_rng(i)) for i in range(40)]
+    for name in ("pas", "glomerulus_um", "blur_um", "tubule_scale", "fibrosis"):
+        spread = [np.ptp([getattr(r, name) for r in recipes]) for recipes in (made, donors)]
+        assert spread[0] > 1.5 * spread[1], name
+    assert random_recipe(np.random.default_rng(0), mpp=1.0).mpp == 1.0
+    with pytest.raises(ValueError, match="mpp"):
+        random_recipe(np.random.default_rng(0), mpp=50.0)

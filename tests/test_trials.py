@@ -1,8 +1,12 @@
 import pandas as pd
 import pytest
+import torch
 from patch_images import write_image
 
+from renal_utils.checkpoints import load_checkpoint
 from renal_utils.losses import build_loss
+from renal_utils.models.build import build_model
+from renal_utils.models.freezing import copy_encoder
 from renal_utils.patching import cut_patches
 from renal_utils.trials import Budget, Splits, make_splits, run_trial, table_of
 
@@ -79,3 +83,46 @@ def test_its_predictor_gives_probabilities(trials, splits):
 def test_a_budget_without_a_step_for_each_validation_is_refused(steps, validations):
     with pytest.raises(ValueError, match="validations"):
         Budget(steps=steps, validations=validations)
+
+
+@pytest.mark.parametrize("frozen", [0, 4])
+def test_a_trial_begins_with_another_ones_encoder_and_may_keep_it_frozen(
+    trials, splits, tmp_path, frozen
+):
+    budget = Budget(
+        steps=frozen + 1,
+        validations=1,
+        batch_size=4,
+        learning_rate=1e-12,
+        encoder_from=trials[0].path,
+        frozen_steps=frozen,
+    )
+    trial = run_trial(
+        "unet",
+        splits,
+        loss=build_loss("bce_dice", weight=0.5, positive_weight=1.0),
+        budget=budget,
+        folder=tmp_path,
+        options={"base_width": 4, "depth": 2},
+    )
+    begun, other = load_checkpoint(trial.path)[0], load_checkpoint(trials[0].path)[0]
+    for mine, theirs in zip(begun.encoder.parameters(), other.encoder.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert not torch.allclose(begun.head.weight, other.head.weight)
+    assert (trial.path.parent / "frozen").exists() == bool(frozen)
+
+
+def test_a_budget_of_frozen_steps_alone_is_refused():
+    with pytest.raises(ValueError, match="steps 10, without the 10 frozen ones"):
+        Budget(steps=10, frozen_steps=10)
+
+
+def test_an_encoder_of_another_width_is_refused():
+    narrow, wide = (build_model("unet", base_width=w, depth=2) for w in (4, 8))
+    with pytest.raises(ValueError, match="encoder of this UNet does not fit"):
+        copy_encoder(narrow, wide)
+
+
+def test_a_budget_hands_its_precision_to_the_plan():
+    assert Budget().plan(binary=True).precision == "auto"
+    assert Budget(precision="32-true").plan(binary=True).precision == "32-true"

@@ -1,15 +1,13 @@
 """Segmentation without a segmentation network: three older ways, for comparison.
 
 - ``bandpass``: keep what is as large as a glomerulus, by a Butterworth filter (Govind et al. 2018).
-- ``pixels``: classify each pixel by its surroundings with a random forest (as ilastik does);
-  ``forest`` grows the trees.
+- ``pixels``: classify each pixel by its surroundings with a random forest (as ilastik does).
 - ``heatmaps``: classify windows, and draw where they say yes (Kannan et al. 2019).
 - ``cleaning``: what all three need afterwards: fill, open, drop specks, part what touches.
 """
 
 from renal_utils.classic.bandpass import band_response, butterworth_bandpass, filter_band
 from renal_utils.classic.cleaning import clean_mask, split_touching
-from renal_utils.classic.forest import Forest, grow_forest
 from renal_utils.classic.heatmaps import (
     WINDOW_NETS,
     WindowNet,
@@ -19,11 +17,15 @@ from renal_utils.classic.heatmaps import (
     make_classifier,
     train_window_net,
 )
-from renal_utils.classic.pixels import pixel_features, pixel_probability, sample_pixels
+from renal_utils.classic.pixels import (
+    grow_forest,
+    pixel_features,
+    pixel_probability,
+    sample_pixels,
+)
 
 __all__ = [
     "WINDOW_NETS",
-    "Forest",
     "WindowNet",
     "band_response",
     "build_window_net",

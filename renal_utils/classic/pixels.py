@@ -2,17 +2,18 @@
 
 As ilastik does (Sommer et al. 2011, ISBI, p. 230): the image is blurred at several scales, and each
 pixel is described by its colour, edge strength and texture (eigenvalues of the Hessian) at each of
-them. A random forest learns classes from some labelled pixels and judges all others.
+them. A random forest (Breiman 2001; scikit-learn's) learns classes from some labelled pixels and
+judges all others.
 
 Deviation: in ilastik a person draws a few strokes, looks, and draws more. Here pixels are drawn at
 random from a finished truth, so nobody helps where the forest errs.
 """
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, Integer, UInt8
 from skimage.feature import multiscale_basic_features
+from sklearn.ensemble import RandomForestClassifier
 
-from renal_utils.classic.forest import Forest
 from renal_utils.geometry import check_mpp
 from renal_utils.labels import IGNORE_ID
 
@@ -85,8 +86,47 @@ def sample_pixels(
     return features.reshape(-1, features.shape[2])[rows], usable[rows].astype(np.int64)
 
 
+def grow_forest(
+    values: Float[np.ndarray, "N F"],
+    classes: Integer[np.ndarray, " _"],
+    *,
+    trees: int = 30,
+    depth: int = 10,
+    min_rows: int = 5,
+    seed: int = 0,
+) -> RandomForestClassifier:
+    """Grow scikit-learn's random forest; the same seed gives the same one.
+
+    It grows in one process, since lessons run side by side. What is not set here is the library's
+    default: each tree sees rows drawn with replacement, each node tries sqrt(F) features.
+
+    Args:
+        values: One row a pixel, one column a feature.
+        classes: Class of each row.
+        trees: How many.
+        depth: Questions from root to leaf, at most.
+        min_rows: Rows that a leaf holds at least.
+        seed: Draws rows and features.
+
+    Raises:
+        ValueError: If rows and classes differ in number, there is one class only, a value is not
+            finite (the trees would take NaN for a value like any other), or ``trees``, ``depth`` or
+            ``min_rows`` is not positive.
+    """
+    if len(values) != len(classes):
+        raise ValueError(f"{len(values)} rows, but {len(classes)} classes; give one for each row")
+    if len(np.unique(classes)) < 2:
+        raise ValueError(f"classes {np.unique(classes).tolist()}: a forest needs two or more")
+    if not np.isfinite(values).all():
+        raise ValueError("a feature is NaN or infinite; look at the image it was computed from")
+    forest = RandomForestClassifier(
+        trees, max_depth=depth, min_samples_leaf=min_rows, random_state=seed, n_jobs=1
+    )
+    return forest.fit(values, classes)
+
+
 def pixel_probability(
-    forest: Forest,
+    forest: RandomForestClassifier,
     features: Float32[np.ndarray, "H W F"],
     where: Bool[np.ndarray, "H W"],
     *,
@@ -99,7 +139,14 @@ def pixel_probability(
         features: Of the image.
         where: Pixels to judge, such as the tissue: the others cost no time.
         class_id: Which class.
+
+    Raises:
+        ValueError: If the forest was not grown on that class, or on other features.
     """
+    known = forest.classes_.tolist()
+    if class_id not in known:
+        raise ValueError(f"the forest knows the classes {known}, not {class_id}")
     result = np.zeros(where.shape, np.float32)
-    result[where] = forest.predict(features[where])[:, class_id]
+    if where.any():
+        result[where] = forest.predict_proba(features[where])[:, known.index(class_id)]
     return result

@@ -106,7 +106,8 @@ class TwoBranch(nn.Module):
     In training mode the network gives ``(masks, contours)``, two tuples of logits, the fused map
     first. A contour cannot be found again in a mask whose objects touch, so the target brings both:
     ``B 2 H W``, the mask's class ids, then the contour's. A single tensor, of evaluation mode, is
-    the fused mask's logits; it is scored against the mask, and a plain ``B H W`` target will do.
+    the fused mask's logits; it is scored against the mask, and a plain ``B H W`` target will do. A
+    tensor of two channels, of a network of one class with ``contours``, is both without sides.
 
     The authors weigh every term by 1. Smaller sides are enlarged to the target, as in U2-Net.
 
@@ -144,6 +145,8 @@ class TwoBranch(nn.Module):
         Raises:
             ValueError: If the target has no contour, a side no weight, or as the part does.
         """
+        if isinstance(outputs, Tensor) and target.ndim == 4 and outputs.shape[1] == 2:
+            outputs = ((outputs[:, :1],), (outputs[:, 1:],))
         if isinstance(outputs, Tensor):
             return self.part(outputs, target[:, 0] if target.ndim == 4 else target)
         if target.ndim != 4:
@@ -158,6 +161,7 @@ class TwoBranch(nn.Module):
 
     def _branch(self, outputs: Sides, target: ClassIds, weight: float) -> Scalar:
         sides = self.side_weights or (1.0,) * (len(outputs) - 1)
+        sides = sides if len(outputs) > 1 else ()
         return sum_of_outputs(self.part, outputs, target, weights=(weight, *sides))
 
 

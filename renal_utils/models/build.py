@@ -19,6 +19,7 @@ from renal_utils.models.fcn import fcn8s, fcn16s, fcn32s
 from renal_utils.models.haru_net import HARUNet
 from renal_utils.models.linknet import LinkNet
 from renal_utils.models.lsu_net import LSUNet
+from renal_utils.models.mask_rcnn import MaskRCNN
 from renal_utils.models.mau_net import MAUNet
 from renal_utils.models.pretrained import (
     linknet_efficientnet_b2,
@@ -67,6 +68,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "u2net": U2Net,
     "u2netp": u2netp,
     "haru_net": HARUNet,
+    "mask_rcnn": MaskRCNN,
 }
 
 

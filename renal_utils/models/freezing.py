@@ -47,6 +47,23 @@ def encoder_is_frozen(model: nn.Module) -> bool:
     return hasattr(model, "frozen_encoder_hook")
 
 
+def copy_encoder(source: nn.Module, target: nn.Module) -> None:
+    """Give a network the encoder that another one has learnt, with its normalisation's statistics.
+
+    Decoders and heads may differ; the target's stay as they are.
+
+    Raises:
+        ValueError: If one has no part called ``encoder``, or theirs are not of one kind.
+    """
+    try:
+        _encoder_of(target).load_state_dict(_encoder_of(source).state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"the encoder of this {type(source).__name__} does not fit into that of the "
+            f"{type(target).__name__}; both must be built by one name with the same options"
+        ) from error
+
+
 def _rest(model: nn.Module, inputs: object) -> None:
     _encoder_of(model).eval()
 

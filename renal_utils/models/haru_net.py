@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from renal_utils.models.attention import CBAM, ChannelAttention
 from renal_utils.models.blocks import DoubleConv, check_input, concatenate
-from renal_utils.models.u2net import STRIDE, SideHeads, Stage, blocks_of, down_and_up, stages_of
+from renal_utils.models.u2net import (
+    STRIDE,
+    SideHeads,
+    Stage,
+    blocks_of,
+    down_and_up,
+    stages_of,
+    start_as_mean,
+)
 
 _SIDES = 6
 _HIDDEN = 6
@@ -55,6 +63,7 @@ class ContextFusion(nn.Module):
         self.squeeze = nn.Conv2d(channels, _HIDDEN, kernel_size=1)
         self.expand = nn.Conv2d(_HIDDEN, channels, kernel_size=1)
         self.fuse = nn.Conv2d(channels, num_classes, kernel_size=1)
+        start_as_mean(self.fuse, gate=0.5)
 
     def weights(self, sides: Float[Tensor, "B S H W"]) -> Float[Tensor, "B S 1 1"]:
         """Return the weight of each side output, 0 to 1."""
@@ -85,6 +94,8 @@ class Branch(nn.Module):
             if context_fusion
             else nn.Conv2d(_SIDES * num_classes, num_classes, kernel_size=1)
         )
+        if not context_fusion:
+            start_as_mean(self.fuse)
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, ...]:
         """Return the fused logits, then the sides, all of the image's size."""
@@ -103,11 +114,16 @@ class HARUNet(nn.Module):
         in_channels: Channels of the image.
         num_classes: Channels K of each branch's logits.
         small: The widths of U2-NetP: 16 channels inside every block and 64 between them.
+        width: Channels between the blocks of a network reduced further, and half of them, at most
+            16, inside each; 64 is ``small``. None leaves the choice to ``small``.
         rsu: Residual U-blocks as stages; else two convolutions, as a U-Net has.
         attention: CBAM on the four finer skips, channel attention on the deepest.
         context_fusion: Context fusion blocks; else one fusing convolution for each branch.
         contours: Return 2 K channels: the mask's, then the contour's.
         deep_supervision: In training, return ``BranchLogits`` for ``two_branch`` of ``losses``.
+
+    Raises:
+        ValueError: If ``width`` is below 1.
     """
 
     # Without contours and deep supervision nothing is asked of the second branch.
@@ -119,6 +135,7 @@ class HARUNet(nn.Module):
         num_classes: int = 1,
         *,
         small: bool = False,
+        width: int | None = None,
         rsu: bool = True,
         attention: bool = True,
         context_fusion: bool = True,
@@ -126,7 +143,9 @@ class HARUNet(nn.Module):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        encoder, decoder = stages_of(in_channels, mid=16 if small else None)
+        width = 64 if small and width is None else width
+        narrow = {} if width is None else {"mid": min(16, -(-width // 2)), "out": width}
+        encoder, decoder = stages_of(in_channels, **narrow)
         self.in_channels, self.size_multiple = in_channels, STRIDE
         self.contours, self.deep_supervision = contours, deep_supervision
         self.encoder, self.decoder = _stages(encoder, rsu=rsu), _stages(decoder, rsu=rsu)

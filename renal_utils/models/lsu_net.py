@@ -18,6 +18,27 @@ from renal_utils.models.blocks import check_input
 from renal_utils.models.shift import PatchEmbedding, TokenizedShift, group_norm
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution of every n-th row and column, as one of stride n, with equal weights.
+
+    Rows and columns are dropped before the convolution: the backward pass of a strided 1x1
+    convolution of a channels-last tensor corrupts memory on the CPU (seen with PyTorch 2.15).
+
+    Args:
+        in_channels: Channels that come in.
+        out_channels: Channels that go out.
+        every: From one row or column that is kept to the next.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, every: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1)
+        self.every = every
+
+    def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D _ _"]:
+        """Return maps of the size divided by ``every``."""
+        return super().forward(features[..., :: self.every, :: self.every])
+
+
 class LightConv(nn.Module):
     """Light Conv Block (eq. 1 to 5): one full 3x3 convolution, then only depthwise and 1x1 ones.
 
@@ -42,9 +63,9 @@ class LightConv(nn.Module):
             group_norm(width),
             nn.Conv2d(width, width, kernel_size=1),
             nn.GELU(),
-            nn.Conv2d(width, width, kernel_size=1, stride=stride),
+            Pointwise(width, width, every=stride),
         )
-        self.skip = nn.Conv2d(width, width, 1, stride) if stride > 1 else nn.Identity()
+        self.skip = Pointwise(width, width, every=stride) if stride > 1 else nn.Identity()
 
     def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D _ _"]:
         """Return maps of the size divided by the stride."""
@@ -55,7 +76,7 @@ class LightConv(nn.Module):
 def plain_block(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
     """Return what stands for a block that is switched off: 1x1 convolution, normalisation, GELU."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride),
+        Pointwise(in_channels, out_channels, every=stride),
         nn.BatchNorm2d(out_channels),
         nn.GELU(),
     )

@@ -5,8 +5,10 @@ network of that name it means; several exist and none that we know has this coun
 the U-Net of the same paper at base width 36 with attention at several scales on its skips.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from renal_utils.models.blocks import DoubleConv, UpConv, check_input, concatenate
 
@@ -52,8 +54,22 @@ class MultiScaleAttention(nn.Module):
         """Return the maps, each value times a weight in (0, 1) of its channel and of its pixel."""
         features = features * self.channel_gate(features)
         reduced = self.reduce(features)
-        surroundings = sum(scale(reduced) for scale in self.scales)
-        return features * self.pixel_gate(surroundings)
+        # in float32: on the CPU, torch's bfloat16 gradient of a dilated depthwise kernel holds NaN
+        device = "cpu" if features.is_meta else features.device.type  # meta knows no autocast
+        with torch.autocast(device, enabled=False):
+            surroundings = sum(_in_float32(scale, reduced) for scale in self.scales)
+        return features * self.pixel_gate(surroundings.to(reduced.dtype))
+
+
+def _in_float32(conv: nn.Conv2d, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    return functional.conv2d(
+        features.float(),
+        conv.weight.float(),
+        None if conv.bias is None else conv.bias.float(),
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+    )
 
 
 class MAUNet(nn.Module):

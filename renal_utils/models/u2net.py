@@ -7,6 +7,7 @@ and the bottom, has a side output; a 1x1 convolution fuses the six.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -118,6 +119,7 @@ class U2Net(nn.Module):
         widths = [stage.out_channels for stage in (encoder[-1], *decoder)][::-1]
         self.sides = SideHeads(widths, num_classes)
         self.fuse = nn.Conv2d(6 * num_classes, num_classes, kernel_size=1)
+        start_as_mean(self.fuse)
 
     def forward(
         self, image: Float[Tensor, "B C H W"]
@@ -132,6 +134,22 @@ class U2Net(nn.Module):
         sides = self.sides(maps, image.shape[-2:])
         fused = self.fuse(concatenate(*sides))
         return (fused, *sides) if self.deep_supervision and self.training else fused
+
+
+@torch.no_grad()
+def start_as_mean(fuse: nn.Conv2d, *, gate: float = 1.0) -> None:
+    """Let a fusing convolution begin as the mean of the sides, class by class.
+
+    The authors leave its few weights random. They then may well be negative, and a fused output
+    that begins as the opposite of its sides takes hundreds of steps to turn round.
+
+    Args:
+        fuse: From all sides' logits, side after side, to one side's.
+        gate: What the sides have been multiplied by; 0.5 behind a sigmoid gate that is half open.
+    """
+    sides = fuse.in_channels // fuse.out_channels
+    fuse.weight.copy_(torch.eye(fuse.out_channels).repeat(1, sides)[..., None, None] / sides / gate)
+    fuse.bias.zero_()
 
 
 def stages_of(

@@ -11,7 +11,7 @@ nuclei, artefacts -> plan -> materials, painting, colouring -> raster.
 
 from renal_utils.synthetic.plan import SlidePlan, plan_slide
 from renal_utils.synthetic.raster import DrawnRegion, draw_region
-from renal_utils.synthetic.recipe import GROUPS, Recipe, donor_recipe
+from renal_utils.synthetic.recipe import GROUPS, Recipe, donor_recipe, random_recipe
 
 __all__ = [
     "GROUPS",
@@ -21,4 +21,5 @@ __all__ = [
     "donor_recipe",
     "draw_region",
     "plan_slide",
+    "random_recipe",
 ]

@@ -184,3 +184,50 @@ def donor_recipe(group: str, rng: np.random.Generator, **fixed: Any) -> Recipe:
     for name, chance in (("pen_mark", 0.3), ("fold", 0.35), ("tear", 0.4)):
         values[name] = bool(rng.random() < chance)
     return Recipe(**(values | fixed))
+
+
+# Fields that domain randomisation draws, wider than donors differ; those of the second group are
+# factors and scales, drawn evenly in their logarithm.
+_RANDOM_EVEN = {
+    "cortex_fraction": (0.5, 1.0),
+    "glomerulus_spread": (0.08, 0.3),
+    "sclerosed_fraction": (0.0, 0.4),
+    "mesangium": (0.1, 0.6),
+    "fibrosis": (0.0, 0.6),
+    "hue": (-1.0, 1.0),
+    "haze": (0.0, 1.0),
+    "noise": (0.0, 8.0),
+}
+_RANDOM_LOG = {
+    "glomerulus_um": (85.0, 210.0),
+    "glomeruli_per_mm2": (3.0, 14.0),
+    "tubule_scale": (0.6, 1.4),
+    "wall_scale": (0.7, 2.0),
+    "haematoxylin": (0.6, 2.2),
+    "pas": (0.7, 2.4),
+    "blur_um": (0.2, 2.5),
+}
+
+
+def random_recipe(rng: np.random.Generator, **fixed: Any) -> Recipe:
+    """Return a recipe far from any one laboratory's: domain randomisation.
+
+    A network that has seen every stain, scale, sharpness and density that might occur has no reason
+    to rely on those of one archive (Tobin et al. 2017). `donor_recipe` draws what donors of one
+    laboratory look like; this one is for training what has to work elsewhere.
+
+    Args:
+        rng: Where every trait comes from.
+        **fixed: Fields that override what is drawn, such as ``size_px`` and ``mpp``.
+
+    Raises:
+        ValueError: If a fixed value is out of range.
+    """
+    values: dict[str, Any] = {"group": str(rng.choice(GROUPS))}
+    values |= {name: float(rng.uniform(*ends)) for name, ends in _RANDOM_EVEN.items()}
+    for name, ends in _RANDOM_LOG.items():
+        values[name] = float(np.exp(rng.uniform(*np.log(ends))))
+    values["gain"] = tuple(float(g) for g in rng.uniform(0.82, 1.02, 3))
+    for name, chance in (("pen_mark", 0.2), ("fold", 0.3), ("tear", 0.3)):
+        values[name] = bool(rng.random() < chance)
+    return Recipe(**(values | fixed))
