@@ -21,9 +21,10 @@ CODES: Mapping[str, str] = {
     "bce_weight": "bceW",
     "smooth": "ds",
     "positive_weight": "posW",
-    "stride_px": "st",
+    "stride_px": "str",
+    "steps": "st",
     "base_width": "bw",
-    "donor_share": "dn",
+    "train_share": "tr",
     "weight_decay": "wd",
     "seed": "seed",
 }

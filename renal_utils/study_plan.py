@@ -90,7 +90,10 @@ class StudyPlan:
         if self.time_limit is not None and not self.time_limit > 0:
             raise ValueError(f"time_limit must be seconds above 0, given {self.time_limit}")
         if missing := [display_path(path) for path in self.data if not path.exists()]:
-            raise ValueError(f"no such data: {', '.join(missing)}")
+            raise ValueError(
+                f"no such data: {', '.join(missing)}; data/README.md says where data come from, "
+                "and `renal data draw` draws the course's slides"
+            )
         for example in self.search.corners() if self.search else ():
             self.plan_run(example)
         names = [run.name for run in self.runs()]
