@@ -126,7 +126,9 @@ def _add_study(verbs: Any) -> None:
     )
     study.add_argument("study", type=Path, metavar="STUDY.yaml")
     where = study.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, metavar="N", help="processes (default: GPUs or cores)")
+    where.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: GPUs or cores)"
+    )
     where.add_argument("--dask", metavar="ADDRESS", help="use the workers of a Dask scheduler")
     study.add_argument("--only", nargs="+", metavar="NAME", help="do these runs, leave the others")
     study.add_argument("--retry-failed", action="store_true", help="do failed runs once more")

@@ -1,4 +1,4 @@
-"""Kernels as forks of multiprocessing's fork server, in the way that Jupyter starts and ends them."""
+"""Kernels as forks of multiprocessing's fork server, in the way that Jupyter starts them."""
 
 import atexit
 import multiprocessing
@@ -27,7 +27,10 @@ class WarmProvisioner(LocalProvisioner):
         folder, environment = str(options["cwd"]), dict(options["env"])
         context = multiprocessing.get_context("forkserver")
         process = context.Process(target=_become_kernel, args=(arguments, environment, folder))
-        process.start()
+        try:
+            process.start()
+        except (OSError, EOFError):  # the fork server is gone, say for a module it cannot import
+            return await super().launch_kernel(cmd, **options)
         self.process = KernelProcess(process)
         self.pid = self.pgid = self.process.pid  # the kernel makes itself the leader of its group
         self.cwd = folder
@@ -70,9 +73,7 @@ class KernelProcess:
         self.send_signal(signal.SIGTERM)
 
 
-def _become_kernel(
-    arguments: Sequence[str], environment: Mapping[str, str], folder: str
-) -> None:
+def _become_kernel(arguments: Sequence[str], environment: Mapping[str, str], folder: str) -> None:
     """Be a kernel in a fresh fork: own group, environment and folder, and Python's own defaults."""
     os.setsid()
     end_with_parent()

@@ -173,7 +173,8 @@ def _kernel_environment(bands: Path, results: Path) -> Iterator[None]:
     changes = {
         "TQDM_DISABLE": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "MPLBACKEND": None,
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asks for GPUs without touching them
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as ipykernel would
         "RENAL_BANDS_LEDGER": str(bands),
         RESULTS_VARIABLE: str(results),
     }

@@ -91,7 +91,7 @@ def _read_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
         record = json.loads(line.decode("utf-8"))
     except ValueError:
         record = None
-    if not isinstance(record, dict) or not _NEEDED <= set(record):
+    if not isinstance(record, dict) or not set(record) >= _NEEDED:
         raise ValueError(
             f"{display_path(path)}, line {number}, is no record of a run; the other lines are. "
             "Remove that line and only that run is done again, or move the file away"

@@ -20,7 +20,6 @@ from renal_utils.runtime import display_path, project_root, resolve_path
 from renal_utils.study_search import SearchPlan, read_search
 
 
-
 @dataclass(frozen=True)
 class StudyPlan:
     """A study of one notebook: a grid of parameters, or a search through a space of them.

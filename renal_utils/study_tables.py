@@ -24,7 +24,7 @@ def study_table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """
     rows = [_row(record) for record in records]
     table = pd.DataFrame(rows, columns=None if rows else list(_LEAST))
-    for name in table.columns[table.dtypes == object]:  # of mixed types, which Parquet has not
+    for name in table.select_dtypes("object"):  # of mixed types, which Parquet has not
         known = table[name].dropna()
         if not known.map(type).eq(bool).all():
             table[name] = known.map(str).reindex(table.index)

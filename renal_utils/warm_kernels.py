@@ -7,11 +7,11 @@ the next, and one that dies takes nothing with it.
 
 Where there is no fork server (Windows), in daemonic processes, and for kernels that are not this
 Python's, kernels start cold as usual. A fork must not inherit a GPU that is in use: importing torch
-does not touch it, and ``PYTORCH_NVML_BASED_CUDA_CHECK`` lets modules ask for it without.
+does not touch it, and with ``PYTORCH_NVML_BASED_CUDA_CHECK``, which ``notebook_runs`` sets, neither
+do modules that look for one when they are imported.
 """
 
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,6 @@ from pathlib import Path
 from renal_utils.notebooks import read_imports
 
 _NAME = "renal-warm"
-_INLINE = "module://matplotlib_inline.backend_inline"
 _ALWAYS = ("ipykernel.kernelapp", "ipykernel.ipkernel", "renal_utils.recording")
 
 
@@ -41,8 +40,6 @@ def warm_kernels(notebook: str | Path, *, enabled: bool = True) -> Iterator[None
     if not (enabled and can_fork_warm()):
         yield
         return
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    os.environ.setdefault("MPLBACKEND", _INLINE)  # matplotlib looks when it is imported
     modules = [*_ALWAYS, *read_imports(notebook)]
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
     from jupyter_client.provisioning import KernelProvisionerFactory

@@ -1,13 +1,15 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from renal_utils.labels import GLOMERULI, IGNORE_ID
 from renal_utils.metrics.flips import FlipCounter, count_flips
 from renal_utils.training import TrainingPlan, fit
 from renal_utils.validation import FlipWatch
 from tests.training_cases import Bce, Squares, TinyNet, tiny_info
-from torch.utils.data import DataLoader
 
 
 def test_flips_are_counted_where_the_truth_is_known():
@@ -30,7 +32,7 @@ def test_a_counter_pools_the_batches_of_a_pass_as_numpy_would():
             counter.update(torch.from_numpy(labels[part]), torch.from_numpy(target[part]))
         found.append(counter.finish())
     known = target != IGNORE_ID
-    expected = [(a != b)[known].mean() for a, b in zip(passes, passes[1:], strict=False)]
+    expected = [(a != b)[known].mean() for a, b in pairwise(passes)]
     assert found[0] is None
     assert found[1:] == pytest.approx(expected)
 
@@ -55,7 +57,9 @@ def test_other_batches_than_in_the_last_pass_are_refused():
 def test_a_watched_training_has_its_flips_in_the_history(tmp_path, rate):
     torch.manual_seed(0)
     val = DataLoader(Squares(4), batch_size=2)
-    plan = TrainingPlan(epochs=3, learning_rate=max(rate, 1e-12), weight_decay=0, monitor="val_loss")
+    plan = TrainingPlan(
+        epochs=3, learning_rate=max(rate, 1e-12), weight_decay=0, monitor="val_loss"
+    )
     train = DataLoader(Squares(8), batch_size=4)
     done = fit(TinyNet(), Bce(), train, val, plan=plan, label_set=GLOMERULI, folder=tmp_path,
                info=tiny_info(), progress=False, watch=FlipWatch(val))  # fmt: skip

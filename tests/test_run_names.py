@@ -24,7 +24,9 @@ plain = (
     | st.text(max_size=8)
 )
 identifiers = st.sampled_from([*CODES, "model_name", "x", "bs16_x", "_", "été", "lr"])
-parameters = st.dictionaries(identifiers, plain | st.lists(plain, max_size=3), min_size=1, max_size=4)
+parameters = st.dictionaries(
+    identifiers, plain | st.lists(plain, max_size=3), min_size=1, max_size=4
+)
 
 
 def test_a_name_of_the_slides_is_written_and_read_as_they_have_it():

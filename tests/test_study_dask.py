@@ -1,7 +1,9 @@
 """Studies on Dask clusters of this machine, over the loopback interface."""
 
+import json
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -63,8 +65,6 @@ def test_scheduler_and_worker_do_a_study_and_a_lost_scheduler_loses_no_finished_
     file = wait_for(address)
     worker = ["--scheduler-file", file, "--nthreads", "1", "--no-dashboard", "--no-nanny"]
     programs("distributed.cli.dask_worker", *worker)
-    import json
-
     place = json.loads(address.read_text())["address"]
     case = write_case(tmp_path)
     kinds = {"kind": ["ok"], "size": [1, 2]}
@@ -80,8 +80,6 @@ def test_scheduler_and_worker_do_a_study_and_a_lost_scheduler_loses_no_finished_
     assert table["status"].tolist() == ["finished", "finished"]
 
     more = StudyPlan(case, tmp_path / "study", grid={"kind": ["ok", "hang"], "size": [1, 2]})
-    import threading
-
     threading.Timer(3, scheduler.kill).start()
     with pytest.raises(ConnectionError, match="is gone; the runs that had finished are in the"):
         run_study(more, dask=place)
@@ -91,5 +89,5 @@ def test_scheduler_and_worker_do_a_study_and_a_lost_scheduler_loses_no_finished_
 
 def test_no_scheduler_is_a_clear_message(tmp_path):
     plan = StudyPlan(write_case(tmp_path), tmp_path / "study", grid={"size": [1]})
-    with pytest.raises(ConnectionError, match="no Dask scheduler answers at tcp://127.0.0.1:9"):
+    with pytest.raises(ConnectionError, match="no Dask scheduler answers at tcp"):
         run_study(plan, dask="tcp://127.0.0.1:9")

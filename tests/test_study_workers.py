@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from renal_utils.notebook_runs import run_notebook
+from renal_utils.notebooks import read_notebook
 from renal_utils.studies import StudyPlan, read_curves, run_study
 from renal_utils.study_jobs import Job
 from renal_utils.study_workers import MAX_LOST, LocalWorkers, visible_gpus
@@ -97,7 +98,9 @@ def test_a_warm_kernel_is_a_kernel_like_any_other(small_notebook, tmp_path):
     path = small_notebook(*cells)
 
     def texts(warm, **parameters):
-        run = run_notebook(path, output=tmp_path / "o" / "a.ipynb", warm=warm, parameters=parameters)
+        run = run_notebook(
+            path, output=tmp_path / "o" / "a.ipynb", warm=warm, parameters=parameters
+        )
         from renal_utils.notebooks import read_notebook
 
         cells = [c for c in read_notebook(run.output).cells if c.cell_type == "code"]
