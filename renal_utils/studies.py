@@ -8,7 +8,7 @@ started once more, a study goes on where it was.
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class Workers(Protocol):
     """What does the runs: ``LocalWorkers`` or ``DaskWorkers``."""
 

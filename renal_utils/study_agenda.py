@@ -9,6 +9,8 @@ from renal_utils.study_ledger import FAILED, FINISHED, Ledger
 from renal_utils.study_plan import PlannedRun, StudyPlan, run_key
 from renal_utils.study_search import Search
 
+_MOST_REPEATED = 50
+
 
 class Agenda:
     """The runs of one study, those done and those to do.
@@ -40,8 +42,8 @@ class Agenda:
         if self._search:
             if only or self._retry_failed:
                 raise ValueError("a search chooses its runs itself; single ones cannot be named")
-            self._search.remember(self._earlier_trials())
-            return self._trials(), max(0, self.plan.search.trials - self._search.asked)
+            left = self.plan.search.trials - self._search.remember(self._earlier_trials())
+            return self._trials(left), max(0, left)
         runs = self.plan.runs()
         if unknown := sorted(set(only or ()) - {run.name for run in runs}):
             raise ValueError(
@@ -90,19 +92,23 @@ class Agenda:
         notebook, limit = Path(self.plan.notebook), self.plan.time_limit
         return Job(key, run.name, notebook, output, run.parameters, limit, self._warm)
 
-    def _trials(self) -> Iterator[Job]:
-        """Ask for trials; one that was run already is told at once and costs nothing."""
-        search = self._search
-        while search is not None and search.asked < search.plan.trials:
-            number, chosen = search.ask()
+    def _trials(self, left: int) -> Iterator[Job]:
+        """Ask for trials; one that was run already is told at once and does not count.
+
+        A small space may have no new one to offer: after so many old ones in a row it ends.
+        """
+        repeated = 0
+        while self._search is not None and left > 0 and repeated < _MOST_REPEATED:
+            number, chosen = self._search.ask()
             run = self.plan.plan_run(chosen)
             key = run_key(self.plan, run, self.source)
-            if record := self.ledger.find(key):
-                search.tell(number, self._value(record))
-            elif key in self._going:
-                search.tell(number, None)
-            else:
+            record = self.ledger.find(key)
+            if record is None and key not in self._going:
+                left, repeated = left - 1, 0
                 yield self._begin(run, number)
+            else:
+                repeated += 1
+                self._search.tell(number, None if record is None else self._value(record))
 
     def _earlier_trials(self) -> Iterator[tuple[Mapping[str, Any], float | None]]:
         """Yield the runs in the ledger that this search could have asked for."""

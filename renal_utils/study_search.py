@@ -15,7 +15,7 @@ class SearchPlan:
     """What Optuna is to search.
 
     Attributes:
-        trials: Runs in all, with those of an earlier start.
+        trials: Different runs in all, with those of an earlier start.
         result: Name of the recorded result that is searched for its best.
         space: By parameter ``{"low": ..., "high": ..., "log": True, "step": ...}`` or
             ``{"choices": [...]}``; whole limits give whole numbers.
@@ -86,15 +86,11 @@ class Search:
         self.study = optuna.create_study(direction=plan.direction, sampler=sampler)
         self._axes = {name: self._distribution(axis) for name, axis in plan.space.items()}
 
-    @property
-    def asked(self) -> int:
-        """How many trials there are, ended or not."""
-        return len(self.study.trials)
-
-    def remember(self, runs: Iterable[tuple[Mapping[str, Any], float | None]]) -> None:
+    def remember(self, runs: Iterable[tuple[Mapping[str, Any], float | None]]) -> int:
         """Take in earlier runs: parameters, and the result; None for a run that failed.
 
-        Those that lie outside the space, of an earlier one or of a grid, are left out.
+        Those that lie outside the space, of an earlier one or of a grid, are left out. Returns how
+        many were taken in.
         """
         states = self._optuna.trial.TrialState
         for parameters, value in runs:
@@ -106,6 +102,7 @@ class Search:
                     value=value,
                 )
                 self.study.add_trial(trial)
+        return len(self.study.trials)
 
     def ask(self) -> tuple[int, dict[str, Any]]:
         """Return the number and the parameters of the next trial."""

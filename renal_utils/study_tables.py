@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_object_dtype
 
 from renal_utils.run_names import parse_run_name
 from renal_utils.runtime import atomic_path
@@ -24,7 +25,7 @@ def study_table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """
     rows = [_row(record) for record in records]
     table = pd.DataFrame(rows, columns=None if rows else list(_LEAST))
-    for name in table.select_dtypes("object"):  # of mixed types, which Parquet has not
+    for name in filter(lambda n: is_object_dtype(table[n]), table):  # Parquet has no mixed types
         known = table[name].dropna()
         if not known.map(type).eq(bool).all():
             table[name] = known.map(str).reindex(table.index)

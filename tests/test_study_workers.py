@@ -101,7 +101,6 @@ def test_a_warm_kernel_is_a_kernel_like_any_other(small_notebook, tmp_path):
         run = run_notebook(
             path, output=tmp_path / "o" / "a.ipynb", warm=warm, parameters=parameters
         )
-        from renal_utils.notebooks import read_notebook
 
         cells = [c for c in read_notebook(run.output).cells if c.cell_type == "code"]
         return [[o.get("text", sorted(o.get("data", []))) for o in c.outputs] for c in cells]
