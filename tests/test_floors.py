@@ -18,7 +18,7 @@ FLOORS = {
     1: """labels geometry records runtime progress tables resampling showing stain instance_maps
         growth instances seams piecewise augment
         losses metrics models polygons polygon_files objects rle windows bands bandstore
-        row_writer tile_cache optimisation prediction distributed result_folder notebooks""",
+        row_writer tile_cache optimisation prediction views intervals distributed result_folder notebooks""",
     2: """slide_levels tiff_files slide_files slide_writing slides label_samplers instance_sources
         label_sources
         annotations synthetic checkpoints validation training_plan training_step run_state
