@@ -24,8 +24,9 @@ FLOORS = {
         annotations synthetic checkpoints validation training_plan training_step run_state
         training plots classic""",
     3: """manifests patch_reader patching covering splits leaks datasets overview drawn_donors
-        archive catalogue window_reader stitch_plan slide_results stitching""",
-    4: "loading trials studies course",
+        archive catalogue window_reader stitch_plan slide_results stitching
+        segmented findings review""",
+    4: "loading trials studies course report_page slide_report",
     5: "cli",
 }
 ORDER = [name for modules in FLOORS.values() for name in modules.split()]
