@@ -62,9 +62,7 @@ class Page:
         for text in texts:
             SubElement(parent, "li").text = text
 
-    def table(
-        self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str
-    ) -> None:
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str) -> None:
         """Add a table of texts; the first cell of a row is its heading."""
         box = SubElement(self._body, "div", {"class": "wide"})
         table = SubElement(box, "table")

@@ -23,7 +23,13 @@ GEOJSON_NAME, CSV_NAME, TISSUE_NAME = "objects.geojson", "objects.csv", "tissue.
 SPREAD_NAME = "uncertainty.ome.tiff"  # only where the predictor gives a spread
 OUTPUTS = (LABELS_NAME, PROBABILITY_NAME, GEOJSON_NAME, CSV_NAME, TISSUE_NAME)
 LOCK_NAME = ".lock"
-_OWN = (SUMMARY_NAME, *OUTPUTS, SPREAD_NAME, ROWS_NAME, RUN_NAME)  # in the order in which they are discarded
+_OWN = (
+    SUMMARY_NAME,
+    *OUTPUTS,
+    SPREAD_NAME,
+    ROWS_NAME,
+    RUN_NAME,
+)  # in the order in which they are discarded
 _SAMPLE_BYTES = 1 << 20
 
 

@@ -107,7 +107,9 @@ def summarise(findings: pd.DataFrame, *, level: float | int = LEVEL) -> list[str
     if donors == 1:  # then its own intervals say more than those over donors
         rows = findings[findings["scope"] == "donor"].set_index("measure")
     found = int(rows.loc["glomeruli", "value"])
-    sentences = [f"{found} glomeruli were found on {_many(slides, 'slide')} of {_many(donors, 'donor')}."]
+    sentences = [
+        f"{found} glomeruli were found on {_many(slides, 'slide')} of {_many(donors, 'donor')}."
+    ]
     texts = {
         "density": "There are {} glomeruli per square millimetre.",
         "mean_diameter": "A glomerulus is {} wide on average.",
@@ -158,6 +160,9 @@ def _remarks(slides: Sequence[SegmentedSlide]) -> list[str]:
         remarks.append(
             f"Counted on all tissue, medulla too, since no cortex is outlined: {', '.join(whole)}."
         )
+    damaged = [s.name for s in slides if s.summary.get("run", {}).get("damaged_tiles")]
+    if damaged:
+        remarks.append(f"Damaged parts were left out as if they were glass: {', '.join(damaged)}.")
     if len({slide.donor for slide in slides}) == len(slides) > 1:
         remarks.append("Each slide is taken as a donor of its own.")
     return remarks

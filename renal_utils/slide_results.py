@@ -143,7 +143,10 @@ class _Tally:
         for band in bands:
             labels = np.ascontiguousarray(band[..., 1])
             self._pixels += np.bincount(labels.ravel(), minlength=256)
-            yield labels, np.ascontiguousarray(band[..., 0] if band.shape[2] == 2 else band[..., ::2])
+            yield (
+                labels,
+                np.ascontiguousarray(band[..., 0] if band.shape[2] == 2 else band[..., ::2]),
+            )
 
     def watch_objects(self, objects: Iterator[TissueObject]) -> Iterator[TissueObject]:
         for found in objects:

@@ -110,7 +110,8 @@ def stitch_slide(
     becomes ``uncertainty.ome.tiff``, 255 standing for 1, and each object's mean of it.
 
     Args:
-        slide: The slide.
+        slide: The slide. With ``skip_damaged``, damaged tiles are taken as white and listed in the
+            summary (those that this run came upon).
         predict: Maps normalised images ``B 3 P P`` to probabilities ``B C P P``, see
             ``make_predictor``. Its ``identity``, where it has one, guards a resume.
         folder: Where results go; made if absent. A finished one is returned as it is.
@@ -197,7 +198,8 @@ def _run(job: _Job, folder: Path, key: str, *, progress: bool) -> dict[str, Any]
     windows = {"seen": len(positions), "skipped": planned - len(positions)}
     found = write_tissue(folder, *tissue, mpp_l0=job.view.slide.mpp)
     results = {"windows": windows, "tissue": found, "classes": classes}
-    return {**asdict(scale), **results, "run": asdict(cost)}
+    damaged = {"damaged_tiles": sorted(job.view.slide.damaged)}  # a list a tile: level, column, row
+    return {**asdict(scale), **results, "run": asdict(cost) | damaged}
 
 
 def _stitch_rows(job: _Job, positions: Positions, store: BandStore, *, progress: bool) -> _Cost:

@@ -63,9 +63,7 @@ def write_folder(
     return folder
 
 
-def discs(
-    shape: tuple[int, int], places: list[tuple[int, int, int, int]]
-) -> np.ndarray:
+def discs(shape: tuple[int, int], places: list[tuple[int, int, int, int]]) -> np.ndarray:
     """Return labels with discs, each given as (x, y, radius, class id)."""
     labels = np.zeros(shape, np.uint8)
     y, x = np.ogrid[: shape[0], : shape[1]]

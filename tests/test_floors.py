@@ -18,7 +18,8 @@ FLOORS = {
     1: """labels geometry records runtime progress tables resampling showing stain instance_maps
         growth instances seams piecewise augment
         losses metrics models polygons polygon_files objects rle windows bands bandstore
-        row_writer tile_cache optimisation prediction views intervals distributed result_folder notebooks""",
+        row_writer tile_cache optimisation prediction views intervals distributed result_folder
+        notebooks""",
     2: """slide_levels tiff_files slide_files slide_writing slides label_samplers instance_sources
         label_sources
         annotations synthetic checkpoints validation training_plan training_step run_state
@@ -26,7 +27,7 @@ FLOORS = {
     3: """manifests patch_reader patching covering splits leaks datasets overview drawn_donors
         archive catalogue window_reader stitch_plan slide_results stitching
         segmented findings review""",
-    4: "loading trials studies course report_page slide_report",
+    4: "loading trials studies course segmenting submissions report_page slide_report",
     5: "cli",
 }
 ORDER = [name for modules in FLOORS.values() for name in modules.split()]

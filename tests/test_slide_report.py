@@ -98,8 +98,10 @@ def test_an_outlined_cortex_is_what_is_counted_on(tmp_path):
     found = _findings(folder, table=table)
     assert _row(found, "glomeruli")["value"] == 2
     assert _row(found, "area_mm2")["value"] == pytest.approx(0.48)
-    (tmp_path / "s.geojson").write_text(json.dumps([{**feature, "properties": {"name": "Medulla"}}]))
-    with pytest.raises(ValueError, match="no outline called 'Cortex'; it has .'Medulla'."):
+    (tmp_path / "s.geojson").write_text(
+        json.dumps([{**feature, "properties": {"name": "Medulla"}}])
+    )
+    with pytest.raises(ValueError, match="no outline called 'Cortex'"):
         _findings(folder, table=table)
 
 
@@ -187,8 +189,9 @@ def test_doubts_find_the_odd_the_unsure_the_cut_and_the_unsteady(tmp_path):
     for index, reason in ((0, "unusual size"), (1, "near the threshold"), (2, "answers differ")):
         x, y = places[index][:2]
         assert why[2 * x + 1, 2 * y + 1] == reason
-    assert "cut by the slide's edge" in {r for r in why.values()} | set(str(why).split("'"))
-    assert len(chosen) == 4
+    edge = why.pop(next(place for place in why if place[0] > 1180))
+    assert "cut by the slide's edge" in edge.split(", ")
+    assert len(why) == 3
     doubts = find_doubts(slide)["doubt"]
     assert doubts.is_monotonic_decreasing
     assert doubts.between(0, 1).all()
@@ -289,9 +292,7 @@ def _drop_last_line(path):
 def test_what_would_be_counted_twice_or_mixed_up_is_refused(donors, tmp_path):
     folder, table = donors
     labels = discs(SHAPE, _places(3, class_id=1))
-    twin = write_folder(
-        tmp_path / "twin", labels, label_set=GLOMERULI_SCLEROSIS, name="d0_0.tiff"
-    )
+    twin = write_folder(tmp_path / "twin", labels, label_set=GLOMERULI_SCLEROSIS, name="d0_0.tiff")
     with pytest.raises(ValueError, match="of the same slide"):
         _findings(folder, twin)
     other = write_folder(tmp_path / "other", labels, label_set=GLOMERULI, name="o.tiff")
