@@ -203,8 +203,9 @@ def _count_points(
     seen = region & (ids != IGNORE_ID)
     fibrotic = seen & (ids == slide.label_set.id_of(FIBROSIS))
     cell_um = None if slide.mpp_l0 is None else slide.mpp_l0 * slide.cell_l0
-    side = BLOCK_CELLS if cell_um is None else max(1, round(BLOCK_UM / cell_um))
-    rows, columns = (np.arange(n) // side for n in seen.shape)
+    side = BLOCK_CELLS if cell_um is None else BLOCK_UM / cell_um
+    counts = [max(1, round(cells / side)) for cells in seen.shape]  # equal blocks, no slivers
+    rows, columns = (np.arange(n) * k // n for n, k in zip(seen.shape, counts, strict=True))
     block = rows[:, None] * (columns[-1] + 1) + columns
     sums = [np.bincount(block.ravel(), mask.ravel().astype(float)) for mask in (fibrotic, seen)]
     both = np.stack(sums, axis=1)
