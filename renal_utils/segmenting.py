@@ -173,8 +173,8 @@ def segment_slides(
     _check_names(slides)
     if workers < 1:
         raise ValueError(f"at least one worker is needed, not {workers}")
-    hashes = [file_hash(path) for path in settings.checkpoints]
     _read_infos(settings.checkpoints)  # what is wrong with them is no slide's fault
+    hashes = [file_hash(path) for path in settings.checkpoints]
     ledger = _Ledger(out / LEDGER_NAME)
 
     def work(path: Path) -> SlideOutcome:
@@ -193,8 +193,10 @@ def load_predictor(settings: SegmentSettings) -> tuple[Predict, CheckpointInfo]:
     Raises:
         ValueError: If they differ in classes or in the scale that they were trained at.
     """
+    _read_infos(settings.checkpoints)
     return _load(
         settings.checkpoints,
+        tuple(file_hash(path) for path in settings.checkpoints),
         settings.device,
         settings.precision,
         settings.flips,
@@ -204,8 +206,14 @@ def load_predictor(settings: SegmentSettings) -> tuple[Predict, CheckpointInfo]:
 
 @lru_cache(maxsize=1)
 def _load(
-    paths: tuple[Path, ...], device: str, precision: str, flips: int, uncertainty: bool
+    paths: tuple[Path, ...],
+    hashes: tuple[str, ...],
+    device: str,
+    precision: str,
+    flips: int,
+    uncertainty: bool,
 ) -> tuple[Predict, CheckpointInfo]:
+    """Load the networks; ``hashes`` of their files tell changed ones from those kept here."""
     infos = _read_infos(paths)
     models = [load_checkpoint(path)[0] for path in paths]
     members = [make_predictor(model, device=device, precision=precision) for model in models]
