@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from renal_utils.checkpoints import CheckpointInfo
     from renal_utils.records import ImageRecord
-    from renal_utils.slides import Slide
-    from renal_utils.stitch_plan import StitchPlan
+    from renal_utils.segment_settings import SegmentSettings
     from renal_utils.stitching import StitchResult
 
 DRAWN = "data/drawn"
@@ -46,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_data(verbs)
     _add_run(verbs)
     _add_segment(verbs)
+    _add_report(verbs)
     _add_models(verbs)
     return parser
 
@@ -119,13 +118,37 @@ def _add_run(verbs: Any) -> None:
 def _add_segment(verbs: Any) -> None:
     segment = verbs.add_parser(
         "segment",
-        help="segment a whole slide with a trained network",
-        description="Write labels.ome.tiff, probability.ome.tiff, objects.geojson, objects.csv and "
-        "summary.json. Stopped and started again, it goes on where it was.",
+        help="segment whole slides with a trained network",
+        description="Write labels.ome.tiff, probability.ome.tiff, objects.geojson, objects.csv, "
+        "tissue.png and summary.json. Several slides get a folder each within --out; one that "
+        "fails does not stop the others. Stopped and started again, it goes on where it was.",
     )
-    segment.add_argument("slide", type=Path)
-    segment.add_argument("--checkpoint", type=Path, required=True, metavar="SAFETENSORS")
+    segment.add_argument("slides", type=Path, nargs="+", metavar="SLIDE")
+    segment.add_argument(
+        "--checkpoint",
+        dest="checkpoints",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="SAFETENSORS",
+        help="of the network; of several, their mean is taken",
+    )
     segment.add_argument("--out", type=Path, required=True, help="folder for the results")
+    _add_looking(segment)
+    _add_counting(segment)
+    segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    segment.add_argument("--precision", default="auto", help="auto, 32-true, bf16-mixed")
+    segment.add_argument("--workers", type=int, default=1, help="slides at once, in processes")
+    segment.add_argument("--restart", action="store_true", help="discard an earlier, other result")
+    segment.add_argument(
+        "--submission", type=Path, metavar="CSV", help="write HuBMAP's id,predicted"
+    )
+    segment.add_argument("--kpis", type=Path, metavar="FOLDER", help="write masks as KPIs has them")
+    segment.set_defaults(verb=_segment)
+
+
+def _add_looking(segment: argparse.ArgumentParser) -> None:
+    """Add the options of how a slide is read and looked at."""
     segment.add_argument("--mpp", type=float, help="the slide's microns per pixel, over the file's")
     segment.add_argument(
         "--downsample",
@@ -135,6 +158,24 @@ def _add_segment(verbs: Any) -> None:
     segment.add_argument("--patch", type=int, metavar="PX", help="window (default: as trained)")
     segment.add_argument("--stride", type=int, metavar="PX", help="step (default: half a window)")
     segment.add_argument("--batch", type=int, default=8, help="windows at once")
+    segment.add_argument(
+        "--flips",
+        type=int,
+        default=1,
+        choices=(1, 2, 4, 8),
+        help="mirrored and turned views of each window, averaged (default: 1, as it is)",
+    )
+    segment.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="write uncertainty.ome.tiff: where views or checkpoints differ",
+    )
+    segment.add_argument("--all-windows", action="store_true", help="look at bare glass too")
+    segment.add_argument("--skip-damaged", action="store_true", help="take damaged tiles as white")
+
+
+def _add_counting(segment: argparse.ArgumentParser) -> None:
+    """Add the options of what is counted."""
     least = segment.add_mutually_exclusive_group()
     least.add_argument(
         "--min-object",
@@ -145,11 +186,29 @@ def _add_segment(verbs: Any) -> None:
     least.add_argument(
         "--min-object-um2", type=float, metavar="UM2", help="the same, in square microns"
     )
-    segment.add_argument("--all-windows", action="store_true", help="look at bare glass too")
-    segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    segment.add_argument("--precision", default="auto", help="auto, 32-true, bf16-mixed")
-    segment.add_argument("--restart", action="store_true", help="discard an earlier, other result")
-    segment.set_defaults(verb=_segment)
+
+
+def _add_report(verbs: Any) -> None:
+    report = verbs.add_parser(
+        "report",
+        help="count, measure and compare segmented slides",
+        description="Write report.html, report.json and review/SLIDE.geojson (objects most worth a "
+        "look) from folders that renal segment wrote. Not for diagnosis.",
+    )
+    report.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="results, or folders of them"
+    )
+    report.add_argument("--out", type=Path, required=True, help="folder for the report")
+    report.add_argument(
+        "--slides",
+        type=Path,
+        metavar="CSV",
+        help="columns slide, and any of donor, group, image, cortex (outlines from QuPath)",
+    )
+    report.add_argument("--limit", type=int, default=25, help="objects a slide to look at, at most")
+    report.add_argument("--level", type=float, default=0.95, help="of the intervals")
+    report.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    report.set_defaults(verb=_report)
 
 
 def _add_models(verbs: Any) -> None:
@@ -286,37 +345,51 @@ def _run_folder(options: argparse.Namespace) -> int:
 
 
 def _segment(options: argparse.Namespace) -> int:
-    from renal_utils.checkpoints import load_checkpoint
-    from renal_utils.labels import get_label_set
-    from renal_utils.prediction import make_predictor
-    from renal_utils.slides import open_slide
-    from renal_utils.stitch_plan import StitchPlan
-    from renal_utils.stitching import stitch_slide
+    from renal_utils.segment_settings import SegmentSettings
+    from renal_utils.segmenting import LEDGER_NAME, segment_slide, segment_slides
 
-    model, info = load_checkpoint(options.checkpoint)
-    with open_slide(options.slide, mpp=options.mpp) as slide:
-        patch_px = options.patch or info.patch_px
-        scale = choose_scale(info, slide, options.downsample)
-        plan = StitchPlan(
-            patch_px=patch_px,
-            stride_px=options.stride or max(1, patch_px // 2),
-            batch_size=options.batch,
-            skip_background=not options.all_windows,
-            min_object_px=options.min_object,
-            min_object_um2=options.min_object_um2,
-            downsample=scale.get("downsample"),
-            mpp=scale.get("mpp"),
+    given = {name: getattr(options, name) for name in SegmentSettings.__dataclass_fields__}
+    settings = SegmentSettings(**given | {"checkpoints": tuple(options.checkpoints)})
+    if len(options.slides) == 1 and not (options.out / LEDGER_NAME).exists():
+        result = segment_slide(options.slides[0], options.out, settings)
+        _print_result(result, settings)
+        folders = {options.slides[0]: options.out}
+    else:
+        outcomes = segment_slides(
+            options.slides, options.out, settings, workers=options.workers, progress=True
         )
-        result = stitch_slide(
-            slide,
-            make_predictor(model, device=options.device, precision=options.precision),
-            options.out,
-            plan=plan,
-            label_set=get_label_set(info.label_set),
-            threshold=0.5 if info.threshold is None else info.threshold,
-            resume=not options.restart,
-        )
-    _print_result(result, plan)
+        for outcome in outcomes:
+            print(f"{outcome.slide}: {outcome.told()}")
+        folders = {o.path: o.folder for o in outcomes if o.is_done}
+        print(f"{len(folders)} of {len(outcomes)} slides are done: {options.out}")
+    _export(options, folders)
+    return int(len(folders) < len(options.slides))
+
+
+def _export(options: argparse.Namespace, folders: "Mapping[Path, Path]") -> None:
+    from renal_utils.submissions import write_kpis_masks, write_submission
+
+    if options.submission:
+        print(f"written: {write_submission(folders.values(), options.submission)}")
+    if options.kpis:
+        for path in write_kpis_masks(folders, options.kpis):
+            print(f"written: {path}")
+
+
+def _report(options: argparse.Namespace) -> int:
+    from renal_utils.report_words import summarise
+    from renal_utils.slide_report import write_report
+
+    report = write_report(
+        options.folders,
+        options.out,
+        table=options.slides,
+        limit=options.limit,
+        level=options.level,
+        seed=options.seed,
+    )
+    print("\n".join([*summarise(report.findings, level=options.level), *report.remarks]))
+    print(f"written: {report.html_path}\nNot for diagnosis.")
     return 0
 
 
@@ -332,33 +405,15 @@ def _models(options: argparse.Namespace) -> int:
     return 0
 
 
-def choose_scale(
-    info: "CheckpointInfo", slide: "Slide", downsample: float | None
-) -> Mapping[str, float]:
-    """Return the scale to work at, as ``StitchPlan`` takes it: what was asked, else as trained.
-
-    Raises:
-        ValueError: If the network was trained at a physical scale and the slide states none.
-    """
-    if downsample is not None:
-        return {"downsample": downsample}
-    if info.mpp is None:
-        return {"downsample": float(info.downsample)}
-    if slide.mpp is None:
-        raise ValueError(
-            f"the network was trained at {info.mpp:g} microns per pixel, but {slide.path} does not "
-            "state its scale; say it (--mpp 0.5 states it), or set --downsample"
-        )
-    return {"mpp": float(info.mpp)}
-
-
-def _print_result(result: "StitchResult", plan: "StitchPlan") -> None:
-    least = f"{plan.min_object_px or 0:g} pixels of the network's scale"
-    if plan.min_object_um2 is not None:
-        least = f"{plan.min_object_um2:g} square microns"
+def _print_result(result: "StitchResult", settings: "SegmentSettings") -> None:
+    least = f"{settings.min_object or 0:g} pixels of the network's scale"
+    if settings.min_object_um2 is not None:
+        least = f"{settings.min_object_um2:g} square microns"
     for name, count in result.counts.items():
         print(f"{name}: {count}")
     print(f"counted: objects of at least {least}")
+    if damaged := result.summary["run"]["damaged_tiles"]:
+        print(f"damaged: {len(damaged)} tiles of the slide, left white")
     print(f"written: {result.folder}")
 
 

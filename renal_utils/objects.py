@@ -24,6 +24,7 @@ from renal_utils.polygons import mask_to_polygons
 
 MAX_OUTLINED_PX = 1 << 22  # pixels of an object from which on its outline is only a box
 Rows = UInt8[np.ndarray, "rows W"]
+Values = UInt8[np.ndarray, "rows W"] | UInt8[np.ndarray, "rows W 2"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class TissueObject:
         box: Smallest upright rectangle around it.
         centroid_px: Mean of its pixels' centres, (x, y); a pixel's centre lies at +0.5.
         mean_probability: Mean over its pixels, 0 to 1.
+        mean_spread: Mean over its pixels of what stands beside the probability, 0 to 1; None
+            where nothing does.
         outline: Polygon or MultiPolygon along the pixels' edges, holes included.
         is_outlined: False for an object of more than ``MAX_OUTLINED_PX`` pixels, whose outline
             could fill the memory: ``outline`` is its box then.
@@ -48,6 +51,7 @@ class TissueObject:
     mean_probability: float
     outline: BaseGeometry
     is_outlined: bool = True
+    mean_spread: float | None = None
 
 
 @dataclass
@@ -58,7 +62,7 @@ class _Piece:
     box: Box
     first_x: int
     area_px: int
-    sums: Int[np.ndarray, "3"]  # over its pixels: x, y, probability (0 to 255)
+    sums: Int[np.ndarray, " n"]  # over its pixels: x, y, each value (0 to 255)
     mask: Bool[np.ndarray, "h w"] | None = None
     outlines: list[Polygon] = field(default_factory=list)
     is_cut: bool = False  # put together from pieces that share edges
@@ -95,7 +99,7 @@ class _Piece:
 
 
 def trace_objects(
-    bands: Iterable[tuple[Rows, Rows]], *, class_ids: Sequence[int], min_area_px: float | int = 0
+    bands: Iterable[tuple[Rows, Values]], *, class_ids: Sequence[int], min_area_px: float | int = 0
 ) -> Iterator[TissueObject]:
     """Yield the connected objects of a label map given in bands of rows.
 
@@ -103,13 +107,14 @@ def trace_objects(
     edge, then first pixel). Number, order and outlines do not depend on the bands' heights.
 
     Args:
-        bands: Pairs of class ids and probabilities (0 to 255), from top to bottom, equally wide.
+        bands: Pairs of class ids and probabilities (0 to 255), from top to bottom, equally wide;
+            or of class ids and (probability, spread).
         class_ids: Classes to look for.
         min_area_px: Smaller objects are dropped.
     """
     scan = _Scan(tuple(class_ids), min_area_px)
-    for labels, probability in bands:
-        yield from map(_finished, scan.add(labels, probability))
+    for labels, values in bands:
+        yield from map(_finished, scan.add(labels, values))
     yield from map(_finished, scan.close())
 
 
@@ -123,9 +128,9 @@ class _Scan:
         self._open: list[_Piece] = []
         self._last: np.ndarray | None = None  # per column, 1 + index of the open object there
 
-    def add(self, labels: Rows, probability: Rows) -> list[_Piece]:
+    def add(self, labels: Rows, values: Values) -> list[_Piece]:
         """Take the next band; return the objects that ended before its last row."""
-        pieces, first, last = self._pieces(labels, probability)
+        pieces, first, last = self._pieces(labels, values)
         joined, group = _join(self._open + pieces, self._seam(first, len(self._open)))
         is_open = np.zeros(len(joined), bool)
         reached = np.flatnonzero(last)
@@ -147,7 +152,7 @@ class _Scan:
         return sorted((p for p in pieces if p.area_px >= self._min_area), key=lambda p: p.order)
 
     def _pieces(
-        self, labels: Rows, probability: Rows
+        self, labels: Rows, values: Values
     ) -> tuple[list[_Piece], Int[np.ndarray, " W"], Int[np.ndarray, " W"]]:
         """Return a band's pieces, and 1 + the index of the piece in each column of its edges."""
         pieces: list[_Piece] = []
@@ -158,7 +163,7 @@ class _Scan:
             count, ids, stats, centroids = cv2.connectedComponentsWithStats(mask, connectivity=8)
             number = np.zeros(count, np.int64)
             for i in self._worth_keeping(stats, len(labels)):
-                pieces.append(self._piece(class_id, ids, i, stats[i], centroids[i], probability))
+                pieces.append(self._piece(class_id, ids, i, stats[i], centroids[i], values))
                 number[i] = len(pieces)
             first += number[ids[0]]
             last += number[ids[-1]]
@@ -178,19 +183,19 @@ class _Scan:
         i: int,
         stats: np.ndarray,
         centroid: np.ndarray,
-        probability: Rows,
+        values: Values,
     ) -> _Piece:
         left, top, width, height, area = (int(v) for v in stats)
         box = Box(left, top, width, height)
         mask = ids[box.slices] == i
-        total = int(probability[box.slices][mask].sum(dtype=np.int64))
+        totals = values[box.slices][mask].sum(axis=0, dtype=np.int64)
         x_sum, y_sum = (round(c * area) for c in centroid)
         return _Piece(
             class_id=class_id,
             box=box.shifted(0, self._bottom),
             first_x=left + int(mask[0].argmax()),
             area_px=area,
-            sums=np.array([x_sum, y_sum + area * self._bottom, total], np.int64),
+            sums=np.append([x_sum, y_sum + area * self._bottom], totals).astype(np.int64),
             mask=mask,
         )
 
@@ -242,13 +247,14 @@ def _merged(pieces: list[_Piece]) -> _Piece:
 
 
 def _finished(piece: _Piece) -> TissueObject:
-    x, y, probability = (int(total) / piece.area_px for total in piece.sums)
+    x, y, *values = (int(total) / piece.area_px for total in piece.sums)
     return TissueObject(
         class_id=piece.class_id,
         area_px=piece.area_px,
         box=piece.box,
         centroid_px=(x + 0.5, y + 0.5),
-        mean_probability=probability / 255,
+        mean_probability=values[0] / 255,
         outline=piece.outline(),
         is_outlined=piece.is_outlined,
+        mean_spread=values[1] / 255 if len(values) > 1 else None,
     )

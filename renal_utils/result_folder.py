@@ -19,10 +19,17 @@ from renal_utils.runtime import read_json, write_json
 
 RUN_NAME, ROWS_NAME, SUMMARY_NAME = "run.json", "rows.bands", "summary.json"
 LABELS_NAME, PROBABILITY_NAME = "labels.ome.tiff", "probability.ome.tiff"
-GEOJSON_NAME, CSV_NAME = "objects.geojson", "objects.csv"
-OUTPUTS = (LABELS_NAME, PROBABILITY_NAME, GEOJSON_NAME, CSV_NAME)
+GEOJSON_NAME, CSV_NAME, TISSUE_NAME = "objects.geojson", "objects.csv", "tissue.png"
+SPREAD_NAME = "uncertainty.ome.tiff"  # only where the predictor gives a spread
+OUTPUTS = (LABELS_NAME, PROBABILITY_NAME, GEOJSON_NAME, CSV_NAME, TISSUE_NAME)
 LOCK_NAME = ".lock"
-_OWN = (SUMMARY_NAME, *OUTPUTS, ROWS_NAME, RUN_NAME)  # in the order in which they are discarded
+_OWN = (
+    SUMMARY_NAME,
+    *OUTPUTS,
+    SPREAD_NAME,
+    ROWS_NAME,
+    RUN_NAME,
+)  # in the order in which they are discarded
 _SAMPLE_BYTES = 1 << 20
 
 

@@ -9,6 +9,7 @@ decoded from the few runs that touch its columns, so a slide's whole mask is nev
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,11 +110,27 @@ def encode_rle(mask: Shaped[np.ndarray, "h w"]) -> str:
     Runs are as long as can be: one that ends at the foot of a column goes on at the head of the
     next, as the official encoder has it.
     """
-    flat = np.zeros(mask.size + 2, bool)
-    flat[1:-1] = mask.ravel(order="F") != 0
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges[1::2] -= edges[0::2]
-    return " ".join(map(str, edges.tolist()))
+    return encode_rle_strips([mask])
+
+
+def encode_rle_strips(strips: Iterable[Shaped[np.ndarray, "h _"]]) -> str:
+    """Return the run-length text of a mask that comes in strips of columns, from left to right.
+
+    Only one strip and the runs are held, so a whole slide can pass.
+    """
+    starts, stops, offset = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
+    for strip in strips:
+        flat = np.zeros(strip.size + 2, bool)
+        flat[1:-1] = strip.ravel(order="F") != 0
+        edges = np.flatnonzero(flat[1:] != flat[:-1]) + offset
+        starts.append(edges[0::2])
+        stops.append(edges[1::2])
+        offset += strip.size
+    first, last = np.concatenate(starts), np.concatenate(stops)
+    apart = np.append(last[:-1] != first[1:], True)  # runs that go on in the next strip are one
+    first, last = first[np.roll(apart, 1)[: len(first)]], last[apart[: len(last)]]
+    pairs = np.stack([first + 1, last - first], axis=1)
+    return " ".join(map(str, pairs.ravel().tolist()))
 
 
 def read_rle_table(path: str | Path, *, column: str = "encoding") -> dict[str, str]:

@@ -17,6 +17,7 @@ class RowWriter:
         weights: What ``window_weights`` returned.
         label_set: What the channels of a prediction mean.
         threshold: For one channel, see ``decide``.
+        has_spread: Whether windows have one more channel, which is stored as a third value.
     """
 
     def __init__(
@@ -27,13 +28,13 @@ class RowWriter:
         weights: Float32[np.ndarray, "P P"],
         label_set: LabelSet,
         threshold: float,
+        has_spread: bool = False,
     ) -> None:
         self._store, self._height = store, height_px
         self._label_set, self._threshold = label_set, threshold
-        self._patch = len(weights)
-        self._blender = RowBlender(
-            store.width_px, label_set.num_outputs, weights=weights, top=store.rows_done
-        )
+        self._patch, self._has_spread = len(weights), has_spread
+        channels = label_set.num_outputs + has_spread
+        self._blender = RowBlender(store.width_px, channels, weights=weights, top=store.rows_done)
 
     def add(self, xy_px: tuple[int, int], prediction: Float32[np.ndarray, "C P P"]) -> None:
         """Add one window; windows come by rows from the top. Rows above it are finished."""
@@ -49,7 +50,12 @@ class RowWriter:
         while self._blender.top < bottom:
             until = min(bottom, self._blender.top + self._patch)
             blended, seen = self._blender.finish(until)
-            self._store.append(decide(blended, seen, self._label_set, self._threshold))
+            classes = blended[: self._label_set.num_outputs]
+            rows = decide(classes, seen, self._label_set, self._threshold)
+            if self._has_spread:
+                spread = np.rint(blended[-1:] * 255).astype(np.uint8)
+                rows = np.concatenate([rows, spread.transpose(1, 2, 0)], axis=2)
+            self._store.append(rows)
 
 
 def decide(

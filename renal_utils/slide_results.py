@@ -10,19 +10,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import shapely
+from jaxtyping import Bool
 
 from renal_utils.bandstore import BandStore
 from renal_utils.labels import LabelSet
 from renal_utils.objects import TissueObject, trace_objects
 from renal_utils.polygon_files import write_geojson
 from renal_utils.polygons import PolygonObject
-from renal_utils.result_folder import CSV_NAME, GEOJSON_NAME, LABELS_NAME, PROBABILITY_NAME
+from renal_utils.result_folder import (
+    CSV_NAME,
+    GEOJSON_NAME,
+    LABELS_NAME,
+    PROBABILITY_NAME,
+    SPREAD_NAME,
+    TISSUE_NAME,
+)
 from renal_utils.runtime import atomic_path
 from renal_utils.slides import write_pyramid
 
 BAND_PIXELS = 1 << 21  # of a band in memory while results are made
+_PYRAMIDS = (
+    (PROBABILITY_NAME, 0, "probability"),
+    (LABELS_NAME, 1, "labels"),
+    (SPREAD_NAME, 2, "probability"),
+)
 COLUMNS = (
     "object",
     "class",
@@ -36,6 +50,7 @@ COLUMNS = (
     "height_l0",
     "mean_probability",
 )
+SPREAD_COLUMN = "mean_spread"  # stands last, where there is a spread
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,8 @@ def write_results(
 
     Args:
         folder: Where to.
-        store: All rows, as (probability, class id) pairs of ``uint8``.
+        store: All rows, as (probability, class id) of ``uint8``, with a spread behind them if there
+            is one.
         scale: Of the rows.
         label_set: Of the class ids.
         object_classes: Classes whose objects are outlined and counted.
@@ -77,7 +93,7 @@ def write_results(
             pyramid.
     """
     height = max(64, BAND_PIXELS // scale.size_px[0])
-    for name, channel, kind in ((PROBABILITY_NAME, 0, "probability"), (LABELS_NAME, 1, "labels")):
+    for name, channel, kind in _PYRAMIDS[: store.channels]:
         write_pyramid(
             folder / name,
             (np.ascontiguousarray(band[..., channel]) for band in store.bands(height)),
@@ -90,8 +106,28 @@ def write_results(
     bands = tally.watch_rows(store.bands(height))
     ids = [label_set.id_of(name) for name in object_classes]
     objects = trace_objects(bands, class_ids=ids, min_area_px=min_object_px)
-    _write_objects(folder, tally.watch_objects(objects), scale, label_set)
+    _write_objects(folder, tally.watch_objects(objects), scale, label_set, store.channels == 3)
     return tally.classes()
+
+
+def write_tissue(
+    folder: Path, mask: Bool[np.ndarray, "H W"], downsample: float, *, mpp_l0: float | None
+) -> dict[str, Any]:
+    """Write where tissue lies as an image of one bit a pixel; return its scale and area.
+
+    Args:
+        folder: Where to.
+        mask: Of the whole slide.
+        downsample: Level-0 pixels per pixel of the mask.
+        mpp_l0: Microns per level-0 pixel; None when not known.
+    """
+    with atomic_path(folder / TISSUE_NAME) as temporary:
+        options = [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 9]
+        if not cv2.imwrite(str(temporary), mask.astype(np.uint8) * 255, options):
+            raise OSError(f"could not write {folder / TISSUE_NAME}; is the disk full?")
+    pixels = int(mask.sum())
+    area = None if mpp_l0 is None else round(pixels * (downsample * mpp_l0) ** 2, 1)
+    return {"downsample": downsample, "pixels": pixels, "area_um2": area}
 
 
 class _Tally:
@@ -105,9 +141,12 @@ class _Tally:
 
     def watch_rows(self, bands: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for band in bands:
-            probability, labels = (np.ascontiguousarray(band[..., c]) for c in (0, 1))
+            labels = np.ascontiguousarray(band[..., 1])
             self._pixels += np.bincount(labels.ravel(), minlength=256)
-            yield labels, probability
+            yield (
+                labels,
+                np.ascontiguousarray(band[..., 0] if band.shape[2] == 2 else band[..., ::2]),
+            )
 
     def watch_objects(self, objects: Iterator[TissueObject]) -> Iterator[TissueObject]:
         for found in objects:
@@ -130,14 +169,18 @@ class _Tally:
 
 
 def _write_objects(
-    folder: Path, objects: Iterator[TissueObject], scale: Scale, label_set: LabelSet
+    folder: Path,
+    objects: Iterator[TissueObject],
+    scale: Scale,
+    label_set: LabelSet,
+    has_spread: bool,
 ) -> None:
     """Write the table and the outlines side by side, one object at a time."""
     with (
         atomic_path(folder / CSV_NAME) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
-        table = csv.DictWriter(file, COLUMNS)
+        table = csv.DictWriter(file, (*COLUMNS, SPREAD_COLUMN) if has_spread else COLUMNS)
         table.writeheader()
 
         def features() -> Iterator[PolygonObject]:
@@ -159,12 +202,17 @@ def _row(number: int, found: TissueObject, scale: Scale, label_set: LabelSet) ->
         *(_rounded(v * d) for v in (*found.centroid_px, box.x, box.y, box.width, box.height)),
         round(found.mean_probability, 4),
     )
-    return dict(zip(COLUMNS, values, strict=True))
+    row = dict(zip(COLUMNS, values, strict=True))
+    if found.mean_spread is not None:
+        row[SPREAD_COLUMN] = round(found.mean_spread, 4)
+    return row
 
 
 def _feature(row: dict[str, Any], found: TissueObject, scale: Scale) -> PolygonObject:
     known = ("area_um2", "Area µm^2") if scale.mpp is not None else ("area_px", "Area px")
     measurements = {known[1]: row[known[0]], "Mean probability": row["mean_probability"]}
+    if SPREAD_COLUMN in row:
+        measurements["Mean spread"] = row[SPREAD_COLUMN]
     outline = shapely.transform(found.outline, lambda xy: np.round(xy * scale.downsample, 2))
     properties = {"name": f"{row['class']} {row['object']}", "measurements": measurements}
     if not found.is_outlined:

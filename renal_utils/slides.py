@@ -33,7 +33,11 @@ _NUMBERS = itertools.count()
 
 
 def open_slide(
-    path: str | Path, *, mpp: float | int | None = None, engine: str = "auto"
+    path: str | Path,
+    *,
+    mpp: float | int | None = None,
+    engine: str = "auto",
+    skip_damaged: bool = False,
 ) -> "Slide":
     """Open a slide for reading in parts.
 
@@ -42,13 +46,15 @@ def open_slide(
             JPEG or PNG image, or a file that OpenSlide reads.
         mpp: Microns per pixel at level 0, where the file does not say it or is wrong.
         engine: ``tifffile``, ``image`` or ``openslide``; ``auto`` goes by the file's content.
+        skip_damaged: Show tiles that cannot be decoded as white, and list them in
+            ``Slide.damaged``, instead of refusing to read them.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is of no known kind, cut off or damaged, or its scale absurd.
         ImportError: If only OpenSlide reads it and OpenSlide is not installed.
     """
-    return Slide(Path(path), mpp, engine)
+    return Slide(Path(path), mpp, engine, skip_damaged)
 
 
 class Slide:
@@ -60,9 +66,17 @@ class Slide:
         mpp: Microns per pixel at level 0, or None where nobody said.
         dtype: Type of the pixels as stored.
         channels: Channels of a pixel, without transparency.
+        damaged: Tiles found damaged so far, as (level, column, row); only with ``skip_damaged``.
     """
 
-    def __init__(self, path: Path, mpp: float | int | None = None, engine: str = "auto") -> None:
+    def __init__(
+        self,
+        path: Path,
+        mpp: float | int | None = None,
+        engine: str = "auto",
+        skip_damaged: bool = False,
+    ) -> None:
+        self.skip_damaged, self.damaged = skip_damaged, set[tuple[int, int, int]]()
         self.path, self.engine = path, engine
         self._given_mpp, self._number, self._closed = mpp, next(_NUMBERS), False
         self._source: SlideSource = open_source(path, engine)
@@ -114,7 +128,7 @@ class Slide:
         self.close()
 
     def __reduce__(self) -> tuple:
-        return Slide, (self.path, self._given_mpp, self.engine)
+        return Slide, (self.path, self._given_mpp, self.engine, self.skip_damaged)
 
     def __repr__(self) -> str:
         width, height = self.size_l0
@@ -162,7 +176,20 @@ class Slide:
 
     def _tile(self, level: int, column: int, row: int) -> Shaped[np.ndarray, "H W C"]:
         key = self._number, level, column, row
-        return _CACHE.get(key, lambda: self._source.tile(level, column, row))
+        return _CACHE.get(key, lambda: self._decode(level, column, row))
+
+    def _decode(self, level: int, column: int, row: int) -> Shaped[np.ndarray, "H W C"]:
+        try:
+            return self._source.tile(level, column, row)
+        except ValueError:
+            if not self.skip_damaged:
+                raise
+        self.damaged.add((level, column, row))
+        (width, height), tile = self.levels[level].size_px, self.levels[level].tile_px
+        size = min(tile[1], height - row * tile[1]), min(tile[0], width - column * tile[0])
+        palette = self._source.palette
+        white = WHITE if palette is None else int(palette.sum(axis=1).argmax())
+        return np.full((*size, self.channels), white, self.dtype)
 
 
 class SlideView:

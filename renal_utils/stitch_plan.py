@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from renal_utils.geometry import check_mpp
 from renal_utils.labels import LabelSet
 from renal_utils.slides import Slide, SlideView
-from renal_utils.window_reader import find_tissue
+from renal_utils.window_reader import Tissue, find_tissue, grow_by_one
 from renal_utils.windows import Positions, plan_windows, tissue_share, window_weights
 
 
@@ -88,11 +88,20 @@ class StitchPlan:
         return self.min_object_um2 / mpp**2
 
 
-def choose_windows(view: SlideView, plan: StitchPlan) -> tuple[Positions, int]:
-    """Return the windows to look at, row by row, and how many the whole slide would have."""
+def choose_windows(
+    view: SlideView, plan: StitchPlan, *, tissue: Tissue | None = None
+) -> tuple[Positions, int]:
+    """Return the windows to look at, row by row, and how many the whole slide would have.
+
+    Args:
+        view: The slide at the plan's scale.
+        plan: The plan.
+        tissue: What ``find_tissue`` returned for the slide; None looks for it here.
+    """
     positions = plan_windows(view.size_px, plan.patch_px, plan.stride_px)
     if not plan.skip_background:
         return positions, len(positions)
-    tissue, downsample = find_tissue(view.slide)
-    share = tissue_share(positions, plan.patch_px, tissue, downsample / view.downsample)
+    mask, downsample = tissue or find_tissue(view.slide)
+    cell_px = downsample / view.downsample
+    share = tissue_share(positions, plan.patch_px, grow_by_one(mask), cell_px)
     return positions[share > plan.min_tissue], len(positions)

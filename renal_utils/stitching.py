@@ -36,6 +36,7 @@ from renal_utils.result_folder import (
     LABELS_NAME,
     PROBABILITY_NAME,
     ROWS_NAME,
+    SPREAD_NAME,
     SUMMARY_NAME,
     claim_folder,
     content_key,
@@ -45,10 +46,10 @@ from renal_utils.result_folder import (
 )
 from renal_utils.row_writer import RowWriter
 from renal_utils.runtime import peak_memory_bytes, provenance, read_json, write_json
-from renal_utils.slide_results import Scale, write_results
+from renal_utils.slide_results import Scale, write_results, write_tissue
 from renal_utils.slides import Slide, SlideView
 from renal_utils.stitch_plan import StitchPlan, choose_windows
-from renal_utils.window_reader import WindowBatch, read_ahead, read_windows
+from renal_utils.window_reader import WindowBatch, find_tissue, read_ahead, read_windows
 from renal_utils.windows import Positions, window_weights
 
 
@@ -76,6 +77,11 @@ class StitchResult:
         return self.folder / CSV_NAME
 
     @property
+    def uncertainty_path(self) -> Path:
+        """Where the spread of the predictor's answers lies, if it gave one."""
+        return self.folder / SPREAD_NAME
+
+    @property
     def counts(self) -> dict[str, int]:
         """Objects of each class."""
         return {name: values["objects"] for name, values in self.summary["classes"].items()}
@@ -98,9 +104,14 @@ def stitch_slide(
     above ``threshold * 255``, and ``probability.ome.tiff`` holds that of the foreground. With more,
     a pixel is of its most probable class, whose probability is the one stored. Windows that were
     skipped leave probability 0 and background (``IGNORE_ID`` where the label set has none).
+    ``tissue.png`` is where the slide has tissue.
+
+    A predictor with ``has_spread`` (see ``views.average_views``) gives one more channel, which
+    becomes ``uncertainty.ome.tiff``, 255 standing for 1, and each object's mean of it.
 
     Args:
-        slide: The slide.
+        slide: The slide. With ``skip_damaged``, damaged tiles are taken as white and listed in the
+            summary (those that this run came upon).
         predict: Maps normalised images ``B 3 P P`` to probabilities ``B C P P``, see
             ``make_predictor``. Its ``identity``, where it has one, guards a resume.
         folder: Where results go; made if absent. A finished one is returned as it is.
@@ -138,6 +149,10 @@ class _Job:
     label_set: LabelSet
     threshold: float
 
+    @property
+    def has_spread(self) -> bool:
+        return getattr(self.predict, "has_spread", False)
+
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold must lie between 0 and 1, not {self.threshold}")
@@ -167,8 +182,10 @@ def _fill(
 def _run(job: _Job, folder: Path, key: str, *, progress: bool) -> dict[str, Any]:
     """Finish all rows, write the results, and return the summary of both."""
     scale = Scale(job.view.size_px, job.view.downsample, job.view.mpp)
-    positions, planned = choose_windows(job.view, job.plan)
-    with BandStore(folder / ROWS_NAME, width_px=scale.size_px[0], channels=2, key=key) as store:
+    tissue = find_tissue(job.view.slide)
+    positions, planned = choose_windows(job.view, job.plan, tissue=tissue)
+    rows, channels = folder / ROWS_NAME, 2 + job.has_spread
+    with BandStore(rows, width_px=scale.size_px[0], channels=channels, key=key) as store:
         cost = _stitch_rows(job, positions, store, progress=progress)
         classes = write_results(
             folder,
@@ -179,7 +196,10 @@ def _run(job: _Job, folder: Path, key: str, *, progress: bool) -> dict[str, Any]
             min_object_px=job.plan.smallest_object_px(scale.mpp),
         )
     windows = {"seen": len(positions), "skipped": planned - len(positions)}
-    return {**asdict(scale), "windows": windows, "classes": classes, "run": asdict(cost)}
+    found = write_tissue(folder, *tissue, mpp_l0=job.view.slide.mpp)
+    results = {"windows": windows, "tissue": found, "classes": classes}
+    damaged = {"damaged_tiles": sorted(job.view.slide.damaged)}  # a list a tile: level, column, row
+    return {**asdict(scale), **results, "run": asdict(cost) | damaged}
 
 
 def _stitch_rows(job: _Job, positions: Positions, store: BandStore, *, progress: bool) -> _Cost:
@@ -192,6 +212,7 @@ def _stitch_rows(job: _Job, positions: Positions, store: BandStore, *, progress:
         weights=window_weights(job.plan.window, patch),
         label_set=job.label_set,
         threshold=job.threshold,
+        has_spread=job.has_spread,
     )
     first = int(np.searchsorted(positions[:, 1] + patch, store.rows_done, side="right"))
     if first < len(positions):
@@ -224,7 +245,7 @@ def _predicted(job: _Job, batch: WindowBatch, cost: _Cost) -> Float32[Tensor, "B
     x, y = (int(v) for v in batch.positions[0])
     return check_probabilities(
         probabilities,
-        expected=(len(images), job.label_set.num_outputs, *images.shape[2:]),
+        expected=(len(images), job.label_set.num_outputs + job.has_spread, *images.shape[2:]),
         source=f"{job.view.slide.path}, windows from x {x}, y {y} on",
     )
 

@@ -21,6 +21,7 @@ CHUNK_PX = 512
 TISSUE_MPP = 8.0
 TISSUE_DOWNSAMPLE = 16.0
 Item = TypeVar("Item")
+Tissue = tuple[Bool[np.ndarray, "H W"], float]
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class WindowBatch:
     images: UInt8[np.ndarray, "B P P 3"]
 
 
-def find_tissue(slide: Slide) -> tuple[Bool[np.ndarray, "H W"], float]:
+def find_tissue(slide: Slide) -> Tissue:
     """Return where tissue lies on a slide, and the level-0 pixels per pixel of that mask.
 
     The scale is ``TISSUE_MPP``, or ``TISSUE_DOWNSAMPLE`` where the slide's scale is not known. The
-    slide is read in strips. One pixel more is taken on all sides, for what a blur rounds off.
+    slide is read in strips.
     """
     downsample = TISSUE_DOWNSAMPLE if slide.mpp is None else max(1.0, TISSUE_MPP / slide.mpp)
     view = slide.at_downsample(downsample)
@@ -45,7 +46,7 @@ def find_tissue(slide: Slide) -> tuple[Bool[np.ndarray, "H W"], float]:
     for y in range(0, height, rows):
         strips.append(view.read((0, y), (width, min(rows, height - y))))
         view.forget_above(y + rows)
-    return _grown(tissue_mask(np.concatenate(strips))), view.downsample
+    return tissue_mask(np.concatenate(strips)), view.downsample
 
 
 def read_windows(
@@ -125,8 +126,8 @@ class _RowChunks:
         ]
 
 
-def _grown(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    """Return the mask with one pixel more on all sides."""
+def grow_by_one(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """Return the mask with one pixel more on all sides, for what a blur rounds off."""
     padded = np.pad(mask, 1)
     tall = padded[:-2] | padded[1:-1] | padded[2:]
     return tall[:, :-2] | tall[:, 1:-1] | tall[:, 2:]

@@ -10,11 +10,12 @@ from skimage.io import imsave
 
 from renal_utils import cli
 from renal_utils.checkpoints import CheckpointInfo, save_checkpoint
-from renal_utils.cli import choose_scale, gather_parameters, main
+from renal_utils.cli import gather_parameters, main
 from renal_utils.course import write_html
 from renal_utils.datasets.hubmap import INFORMATION_COLUMNS, INFORMATION_FILE
 from renal_utils.notebooks import read_notebook, write_notebook
 from renal_utils.runtime import read_json
+from renal_utils.segment_settings import choose_scale
 from renal_utils.slides import open_slide, write_pyramid
 
 PARAMETERS = 'epochs = 3\nrate = 0.1\nname = "unet"\nfast = False'
@@ -345,7 +346,9 @@ def test_debug_gives_the_traceback(tmp_path):
         main(["--debug", "data", "check", str(tmp_path / "absent")])
 
 
-@pytest.mark.parametrize("verb", [[], ["data"], ["data", "draw"], ["run"], ["segment"], ["models"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["data"], ["data", "draw"], ["run"], ["segment"], ["report"], ["models"]]
+)
 def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*verb, "--help"])

@@ -18,14 +18,17 @@ FLOORS = {
     1: """labels geometry records runtime progress tables resampling showing stain instance_maps
         growth instances seams piecewise augment
         losses metrics models polygons polygon_files objects rle windows bands bandstore
-        row_writer tile_cache optimisation prediction distributed result_folder notebooks""",
+        row_writer tile_cache optimisation prediction views intervals distributed result_folder
+        notebooks""",
     2: """slide_levels tiff_files slide_files slide_writing slides label_samplers instance_sources
         label_sources
         annotations synthetic checkpoints validation training_plan training_step run_state
         training plots classic""",
     3: """manifests patch_reader patching covering splits leaks datasets overview drawn_donors
-        nuclei_maps archive catalogue window_reader stitch_plan slide_results stitching""",
-    4: "loading trials nuclei_trials studies course",
+        nuclei_maps archive catalogue window_reader stitch_plan slide_results stitching
+        segmented findings review""",
+    4: """loading trials nuclei_trials studies course segment_settings segmenting submissions
+        report_words report_page report_layout slide_report""",
     5: "cli",
 }
 ORDER = [name for modules in FLOORS.values() for name in modules.split()]

@@ -10,13 +10,14 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from renal_utils.augment import PIXEL_MEAN, PIXEL_STD
+from renal_utils.augment import PIXEL_MEAN, PIXEL_STD, to_tensor
 from renal_utils.labels import FOUR_TISSUES, GLOMERULI, KIDNEY_TISSUES
 from renal_utils.polygon_files import read_polygons
 from renal_utils.prediction import make_predictor
 from renal_utils.result_folder import hold_folder
 from renal_utils.slides import open_slide, write_pyramid
 from renal_utils.stitching import StitchPlan, stitch_slide
+from renal_utils.views import average_views
 
 OUTPUTS = ("labels.ome.tiff", "probability.ome.tiff", "objects.geojson", "objects.csv")
 
@@ -510,3 +511,44 @@ def test_a_process_that_dies_lets_its_folder_go(tmp_path):
     assert done.returncode == 7
     with hold_folder(tmp_path):
         pass
+
+
+def test_the_spread_of_views_becomes_a_map_and_a_column(tmp_path):
+    """A network that leans to the left is unsure where left and right differ."""
+    path = make_slide(tmp_path, (200, 150))
+
+    def left_leaning(images):
+        return (identity(images) + torch.linspace(0.1, -0.1, 64)).clamp(0, 1)
+
+    plan = plan_of(batch_size=3)
+    predict = average_views(left_leaning, flips=4, spread=True)
+    result = stitch(path, tmp_path / "out", predict, plan=plan)
+    assert result.uncertainty_path.exists()
+    spread = whole(result.uncertainty_path)
+    with open_slide(path) as slide:
+        window = torch.from_numpy(slide.at_downsample(1).read((0, 0), (64, 64)))
+    alone = predict(to_tensor(window.numpy())[None])[0, 1].numpy() * 255
+    # no other window sees the corner of 32 pixels (the stride), so nothing is blended there
+    assert np.abs(spread[:32, :32] - alone[:32, :32]).max() <= 0.51
+    assert 5 < spread.mean() < 30
+    with result.csv_path.open() as file:
+        rows = list(csv.DictReader(file))
+    ids, count = ndimage.label(whole(result.labels_path), np.ones((3, 3)))
+    means = ndimage.mean(spread / 255, ids, range(1, count + 1))
+    found = sorted(float(row["mean_spread"]) for row in rows)
+    assert found == pytest.approx(sorted(means), abs=1e-4)
+    plain = stitch(path, tmp_path / "plain", average_views(left_leaning, flips=4), plan=plan)
+    assert np.array_equal(whole(plain.probability_path), whole(result.probability_path))
+    assert not plain.uncertainty_path.exists()
+
+
+def test_tissue_is_kept_with_its_scale_and_area(tmp_path):
+    path = make_slide(tmp_path, (640, 704), background=True)
+    result = stitch(path, tmp_path / "out")
+    mask = whole(result.folder / "tissue.png") > 0
+    tissue = result.summary["tissue"]
+    assert mask.shape == (44, 40)
+    assert (tissue["downsample"], tissue["pixels"]) == (16.0, mask.sum())
+    assert tissue["area_um2"] == mask.sum() * 64
+    true = (whole(path, channel=1) != 250).sum() * 0.25
+    assert tissue["area_um2"] == pytest.approx(true, rel=0.15)

@@ -13,6 +13,7 @@ from renal_utils.plots.charts import (
     plot_size_distribution,
     plot_training,
 )
+from renal_utils.plots.estimates import plot_estimates
 from renal_utils.plots.pictures import (
     add_scale_bar,
     plot_grid,
@@ -20,13 +21,14 @@ from renal_utils.plots.pictures import (
     plot_probability,
     show_image,
 )
-from renal_utils.plots.style import SERIES_COLOURS, use_course_style
+from renal_utils.plots.style import SERIES_COLOURS, take_picture, use_course_style
 
 __all__ = [
     "SERIES_COLOURS",
     "add_scale_bar",
     "plot_class_shares",
     "plot_confusion",
+    "plot_estimates",
     "plot_grid",
     "plot_lines",
     "plot_overlay",
@@ -35,5 +37,6 @@ __all__ = [
     "plot_size_distribution",
     "plot_training",
     "show_image",
+    "take_picture",
     "use_course_style",
 ]

@@ -100,20 +100,24 @@ def plot_probability(
     *,
     mpp: float | int | None = None,
     title: str = "",
+    label: str = "Probability",
+    top: float | int = 1,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a probability map, 0 to 1, with a colour bar.
+    """Draw a probability map, 0 to 1, or another map of numbers from 0, with a colour bar.
 
     Args:
         probability: Of one class.
         mpp: Microns per pixel, or None.
+        label: What the numbers are, for the colour bar.
+        top: Number that gets the last colour.
         title: What to see in it.
         ax: Where to draw; None opens a new figure.
     """
     shrunk = _shrink(probability.astype(np.float32))
     ax = _draw(shrunk, size=probability.shape, mpp=mpp, title=title, ax=ax)
-    ax.images[0].set(cmap="viridis", clim=(0, 1))
-    ax.figure.colorbar(ax.images[0], cax=ax.inset_axes((1.02, 0, 0.04, 1)), label="Probability")
+    ax.images[0].set(cmap="viridis", clim=(0, top))
+    ax.figure.colorbar(ax.images[0], cax=ax.inset_axes((1.02, 0, 0.04, 1)), label=label)
     return ax
 
 

@@ -92,6 +92,15 @@ def figure_png(figure: Figure, *, palette: int = 256) -> bytes:
     return stored.getvalue()
 
 
+def take_picture(ax: mpl.axes.Axes, *, palette: int = 256) -> tuple[bytes, str]:
+    """Return the figure of ``ax`` as PNG with its alternative text, and close it."""
+    figure = ax.get_figure(root=True)
+    try:
+        return figure_png(figure, palette=palette), alternative_text(figure)
+    finally:
+        plt.close(figure)
+
+
 def _check_palette(palette: int) -> None:
     if not 32 <= palette <= 256:
         raise ValueError(f"a palette has 32 to 256 colours, not {palette}")

@@ -1,0 +1,178 @@
+"""The layout of a report's page: which words, tables and pictures, in which order."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from renal_utils.findings import MEASURES, SlideCounts, size_table
+from renal_utils.intervals import LEVEL
+from renal_utils.labels import IGNORE_ID
+from renal_utils.report_page import Page
+from renal_utils.report_words import NOT_FOR_DIAGNOSIS, summarise, tell
+from renal_utils.result_folder import LABELS_NAME, SPREAD_NAME, file_identity
+from renal_utils.segmented import SegmentedSlide
+from renal_utils.slides import open_slide
+
+REVIEW_FOLDER = "review"
+SETTINGS = ("network", "threshold", "mpp", "downsample", "min_object_px", "min_object_um2")
+_PICTURE_PX = 900
+
+
+def make_page(
+    findings: pd.DataFrame,
+    counts: Sequence[SlideCounts],
+    *,
+    reviews: Mapping[str, pd.DataFrame],
+    remarks: Sequence[str] = (),
+    level: float | int = LEVEL,
+) -> Page:
+    """Return the page of a report, whose slides' lists lie in ``REVIEW_FOLDER`` beside it.
+
+    Args:
+        findings: See ``findings.find_findings``.
+        counts: What they were computed from.
+        reviews: For each slide's name, the rows of ``review.choose_review``.
+        remarks: What a reader must know of these slides.
+        level: Confidence of the intervals.
+
+    Raises:
+        ValueError: If a slide's image is not the one that was segmented.
+    """
+    page = Page("Report on segmented kidney tissue", warning=NOT_FOR_DIAGNOSIS)
+    page.heading("In plain words")
+    page.items(summarise(findings, level=level))
+    if remarks:
+        page.heading("What to keep in mind", level=3)
+        page.items(remarks)
+    page.heading("All donors")
+    _add_numbers(page, findings[findings["scope"] == "all"], level)
+    _add_charts(page, findings, counts)
+    page.heading("Each donor")
+    _add_donors(page, findings[findings["scope"] == "donor"], level)
+    for one in counts:
+        name = one.slide.name
+        rows = findings[(findings["scope"] == "slide") & (findings["name"] == name)]
+        _add_slide(page, one.slide, rows, level)
+        _add_review(page, name, reviews[name])
+    page.heading("How it was made")
+    _add_settings(page, counts)
+    return page
+
+
+def _add_numbers(page: Page, rows: pd.DataFrame, level: float | int) -> None:
+    cells = [[row["title"], tell(row), row["method"]] for _, row in rows.iterrows()]
+    columns = ["Number", "Value", "Interval from"]
+    page.table(columns, cells, caption=f"Values with {level:.0%} intervals")
+
+
+def _add_donors(page: Page, rows: pd.DataFrame, level: float | int) -> None:
+    """Add one row a donor, one column a number."""
+    measures = rows.drop_duplicates("measure")
+    cells = [
+        [str(donor), *(tell(row) for _, row in own.iterrows())]
+        for donor, own in rows.groupby("name", sort=False)
+    ]
+    caption = f"Values with {level:.0%} intervals"
+    page.table(["Donor", *measures["title"]], cells, caption=caption)
+
+
+def _add_charts(page: Page, findings: pd.DataFrame, counts: Sequence[SlideCounts]) -> None:
+    from renal_utils.plots import plot_estimates, plot_size_distribution, take_picture
+
+    for measure in ("density", "sclerosed_share", "fibrosis_share"):
+        rows = findings[(findings["measure"] == measure) & (findings["scope"] == "donor")]
+        if rows["value"].notna().any():
+            title, unit = MEASURES[measure]
+            ax = plot_estimates(rows, xlabel=f"{title} ({unit})", title=f"{title}, by donor")
+            page.picture(*take_picture(ax))
+    sizes = pd.concat([c.glomeruli for c in counts])["diameter_um"].dropna().to_frame()
+    if len(sizes):
+        title = f"Diameters of {len(sizes)} glomeruli"
+        ax = plot_size_distribution(sizes, "diameter_um", xlabel="Diameter (µm)", title=title)
+        page.picture(*take_picture(ax), caption="Of the circle of the same area.")
+        table = size_table(counts)
+        rows = [[str(n), *(f"{v:.0f}" for v in row)] for n, row in table.iterrows()]
+        page.table(["", *table.columns], rows, caption="Quantiles of the diameter, µm")
+
+
+def _add_slide(page: Page, slide: SegmentedSlide, rows: pd.DataFrame, level: float | int) -> None:
+    whose = f"donor {slide.donor}" + (f", group {slide.group}" if slide.group else "")
+    page.heading(f"Slide {slide.name} ({whose})")
+    _add_pictures(page, slide)
+    _add_numbers(page, rows, level)
+
+
+def _add_review(page: Page, name: str, chosen: pd.DataFrame) -> None:
+    page.heading("Most worth a look", level=3)
+    if chosen.empty:
+        page.paragraph("No object stands out.")
+        return
+    place = f"{REVIEW_FOLDER}/{name}.geojson"
+    page.paragraph(f"{place} holds them for QuPath: open the slide, then drag the file onto it.")
+    lines = [
+        [
+            str(number),
+            f"{row['class']} {row['object']}",
+            f"{row['x_l0']:.0f}, {row['y_l0']:.0f}",
+            f"{row['mean_probability']:.2f}",
+            row["reasons"],
+        ]
+        for number, row in enumerate(chosen.to_dict("records"), start=1)
+    ]
+    columns = ["", "Object", "Place (x, y, level-0 pixels)", "Mean probability", "Why"]
+    page.table(columns, lines, caption="Objects, the most doubtful first")
+
+
+def _add_pictures(page: Page, slide: SegmentedSlide) -> None:
+    """Draw the classes over the slide, or over its tissue where the slide is not at hand."""
+    from renal_utils.plots import plot_overlay, plot_probability, take_picture
+
+    downsample = max(1.0, max(slide.size_l0) / _PICTURE_PX)
+    mpp = None if slide.mpp_l0 is None else slide.mpp_l0 * downsample
+    with open_slide(slide.folder / LABELS_NAME) as labels:
+        view = labels.at_downsample(max(1.0, downsample / slide.summary["downsample"]))
+        ids = view.read_labels((0, 0), view.size_px, fill=IGNORE_ID).astype(np.uint8)
+    rgb = _background(slide, (ids.shape[1], ids.shape[0]))
+    ax = plot_overlay(rgb, ids, slide.label_set, mpp=mpp, title=f"What was found on {slide.name}")
+    page.picture(*take_picture(ax, palette=128))
+    spread = slide.folder / SPREAD_NAME
+    if spread.exists():
+        with open_slide(spread) as file:
+            small = file.thumbnail(_PICTURE_PX)[..., 0] / 255
+        title = "Where the answers of several views differ"
+        ax = plot_probability(small, mpp=mpp, title=title, label="Standard deviation", top=0.5)
+        page.picture(*take_picture(ax))
+
+
+def _background(slide: SegmentedSlide, size_px: tuple[int, int]) -> np.ndarray:
+    import cv2
+
+    if slide.image is None:
+        tissue = np.where(slide.tissue, 225, 255).astype(np.uint8)
+        return np.repeat(cv2.resize(tissue, size_px)[..., None], 3, axis=2)
+    if file_identity(slide.image) != slide.summary["made_from"]["slide_bytes"]:
+        raise ValueError(
+            f"{slide.image} is not the slide that {slide.folder} was made from; name the right one"
+        )
+    with open_slide(slide.image) as image:
+        return cv2.resize(image.thumbnail(_PICTURE_PX), size_px, interpolation=cv2.INTER_AREA)
+
+
+def _add_settings(page: Page, counts: Sequence[SlideCounts]) -> None:
+    rows = []
+    for one in counts:
+        made_from = one.slide.summary["made_from"]
+        shown = [str(made_from.get(key)) for key in SETTINGS]
+        shown[0] = shown[0][:12]
+        rows.append([one.slide.name, *("" if text == "None" else text for text in shown)])
+    names = ["Network (hash)", "Threshold", "Microns a pixel", "Down-sampled by"]
+    names += ["Least object, pixels", "Least object, µm²"]
+    page.table(["Slide", *names], rows, caption="Settings of the segmentation")
+    page.paragraph(
+        "Shares of glomeruli have Wilson's interval, counts per area the exact Poisson interval; "
+        "means, medians and shares of area a bootstrap over objects or over blocks of half a "
+        "millimetre. Over several donors whole donors are resampled. The intervals say how far the "
+        "numbers would vary on other tissue of the same kind. They do not contain the network's "
+        "own errors: objects missed, invented, joined or cut."
+    )
