@@ -88,6 +88,26 @@ def read_defaults(notebook: str | Path) -> dict[str, Any]:
     return defaults
 
 
+def read_imports(notebook: str | Path) -> list[str]:
+    """Return the modules that a notebook's code cells import on their first level, in order.
+
+    Cells that are no plain Python, such as those with magics, are passed over.
+    """
+    found: dict[str, None] = {}
+    for cell in read_notebook(notebook).cells:
+        try:
+            body = ast.parse(cell.source).body if cell.cell_type == "code" else []
+        except SyntaxError:
+            continue
+        for statement in body:
+            match statement:
+                case ast.Import(names=names):
+                    found |= dict.fromkeys(alias.name for alias in names)
+                case ast.ImportFrom(module=str(module), level=0):
+                    found[module] = None
+    return list(found)
+
+
 def _literal(node: ast.expr, where: str) -> Any:
     try:
         value = ast.literal_eval(node)

@@ -1,205 +1,129 @@
-"""Run notebooks in batch: checked parameters, one kernel a run, nothing half-written.
+"""Studies: one notebook run again and again, over a grid of parameters or as a search by Optuna.
 
-The kernel starts in the notebook's folder, as in JupyterLab, so that relative paths mean the same
-everywhere (``runtime.resolve_path``). Progress bars inside notebooks are switched off
-(``TQDM_DISABLE``), since a saved one would be a dead widget.
+Runs go to processes of this machine or to a Dask cluster. Each one that ends is written to the
+study's ledger at once, finished or failed, and a finished one is never run again: stopped and
+started once more, a study goes on where it was.
 """
 
-import json
-import os
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
-from nbformat import NotebookNode
+import pandas as pd
 
-from renal_utils import notebooks
-from renal_utils.runtime import display_path
+from renal_utils.notebook_runs import NotebookRun, refresh_notebook, run_notebook
+from renal_utils.progress import progress_bar
+from renal_utils.result_folder import hold_folder
+from renal_utils.study_agenda import Agenda
+from renal_utils.study_dask import DaskWorkers
+from renal_utils.study_jobs import Job, Outcome
+from renal_utils.study_ledger import Ledger
+from renal_utils.study_plan import StudyPlan, read_study, source_of
+from renal_utils.study_search import SearchPlan
+from renal_utils.study_tables import average_seeds, read_curves, read_runs, write_tables
+from renal_utils.study_workers import LocalWorkers
+
+__all__ = [
+    "NotebookRun",
+    "SearchPlan",
+    "StudyPlan",
+    "average_seeds",
+    "read_curves",
+    "read_runs",
+    "read_study",
+    "refresh_notebook",
+    "run_notebook",
+    "run_study",
+]
 
 
-@dataclass(frozen=True)
-class NotebookRun:
-    """What came of one run: the executed notebook, how long it took, the numbers it checked.
+@runtime_checkable
+class Workers(Protocol):
+    """What does the runs: ``LocalWorkers`` or ``DaskWorkers``."""
 
-    ``bands`` holds a mapping for each number given to ``check_bands``: bands (file), name, value,
-    low, high.
-    """
+    @property
+    def slots(self) -> int:
+        """How many runs can go on at once."""
+        ...
 
-    output: Path
-    seconds: float
-    bands: tuple[Mapping[str, Any], ...]
+    def submit(self, job: Job) -> None:
+        """Begin a run."""
+        ...
+
+    def wait(self) -> list[Outcome]:
+        """Return runs that ended, at least one."""
+        ...
+
+    def close(self) -> None:
+        """End what is going on."""
+        ...
 
 
-def run_notebook(
-    notebook: str | Path,
+def run_study(
+    study: StudyPlan | str | Path,
     *,
-    output: str | Path,
-    parameters: Mapping[str, Any] | None = None,
-    timeout: float | int | None = None,
-    show_output: bool = False,
-) -> NotebookRun:
-    """Execute a notebook in a kernel of its own and write it, with outputs, to ``output``.
+    workers: int | None = None,
+    dask: str | None = None,
+    only: Sequence[str] | None = None,
+    retry_failed: bool = False,
+    accept_changes: bool = False,
+    warm: bool = True,
+) -> pd.DataFrame:
+    """Do the runs of a study that have not been done, and return the table of all its runs.
 
-    While it runs, ``<output>.running.ipynb`` grows beside ``output``. A failed one is kept as
-    ``<output>.failed.ipynb``; ``output`` itself appears only when the last cell has run.
+    The study's folder gets ``ledger.jsonl``, the tables ``runs.parquet``, ``runs.csv`` and
+    ``curves.csv``, and each executed notebook as ``runs/<name>.<key>.ipynb``. A bar shows how many
+    runs there are and the time left.
 
     Args:
-        notebook: The notebook to run; it is not changed.
-        output: Where the executed notebook goes.
-        parameters: Values in place of the notebook's defaults, see
-            ``notebooks.check_parameters``.
-        timeout: Seconds that one cell may take; None for no limit.
-        show_output: Pass on what the cells print, while they run.
+        study: The plan, or a YAML file of it.
+        workers: Processes on this machine; None is one a GPU, or else one a core.
+        dask: Address of a Dask scheduler whose workers are used instead.
+        only: Names of runs, the others are left alone.
+        retry_failed: Run those that failed once more; else they stay failed.
+        accept_changes: Go on although the notebook's code, the data or the library changed since
+            the ledger's runs finished; all runs are then new ones, and the old ones stay.
+        warm: Fork kernels from a warm process, see ``warm_kernels``.
+
+    Returns:
+        As ``study_tables.study_table``, with the runs of the present notebook, data and library.
 
     Raises:
-        ValueError: If a parameter is unknown or of the wrong type; nothing has run then.
-        FileNotFoundError: If there is no such notebook.
-        RuntimeError: If a cell fails, runs too long, or the kernel dies; it names the cell.
+        ValueError: If the plan is wrong, the ledger cannot be read or is of another notebook, or
+            ``only`` names no run of the study.
+        BlockingIOError: If the study is running already.
+        ConnectionError: If there is no Dask scheduler, or it goes away. Finished runs are kept.
     """
-    notebook, output = Path(notebook).resolve(), Path(output).resolve()
-    checked = notebooks.check_parameters(notebook, parameters or {})
-    if output == notebook:
-        raise ValueError(f"{display_path(notebook)}: the output would overwrite the notebook")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    running = output.with_suffix(".running.ipynb")
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        ledger = Path(folder) / "bands.jsonl"
+    plan = study if isinstance(study, StudyPlan) else read_study(study)
+    source = source_of(plan)
+    with hold_folder(plan.folder):
+        ledger = Ledger(plan.folder)
+        if not accept_changes:
+            ledger.check_source(source)
+        agenda = Agenda(plan, ledger, source, retry_failed=retry_failed, warm=warm)
+        todo, left = agenda.jobs(only)
         try:
-            with _kernel_environment(ledger):
-                _execute(notebook, running, checked, timeout, show_output)
-            content = _without_paths(notebooks.read_notebook(running))
-            notebooks.write_notebook(output, content)
+            if left:
+                pool = DaskWorkers(dask) if dask else LocalWorkers(workers, most=left)
+                with closing(pool):
+                    _work(pool, todo, agenda, total=left)
         finally:
-            running.unlink(missing_ok=True)
-        return NotebookRun(output, time.perf_counter() - started, _read_ledger(ledger))
+            table = write_tables(plan.folder, agenda.records())
+    return table
 
 
-def refresh_notebook(notebook: str | Path, *, timeout: float | int | None = None) -> NotebookRun:
-    """Run a notebook by its defaults and save it in place, cleaned as it is to be committed."""
-    notebook = Path(notebook).resolve()
-    made = notebook.with_suffix(".refreshed.ipynb")
-    try:
-        run = run_notebook(notebook, output=made, timeout=timeout)
-        content = notebooks.clean_notebook(notebooks.read_notebook(made))
-        notebooks.write_notebook(notebook, content)
-    finally:
-        made.unlink(missing_ok=True)
-    return NotebookRun(notebook, run.seconds, run.bands)
-
-
-def _execute(
-    notebook: Path,
-    running: Path,
-    parameters: Mapping[str, Any],
-    timeout: float | int | None,
-    show_output: bool,
-) -> None:
-    """Run by papermill; a failure keeps the notebook and says in which cell it was."""
-    import papermill
-
-    options = {
-        "parameters": dict(parameters),
-        "progress_bar": sys.stderr.isatty(),
-        "execution_timeout": timeout,
-        "stdout_file": sys.stdout if show_output else None,
-        "stderr_file": sys.stderr if show_output else None,
-        "resources": {"metadata": {"path": str(notebook.parent)}},
-        "extra_arguments": ["--log-level=ERROR"],
-    }
-    try:
-        try:
-            papermill.execute_notebook(notebook, running, **options)
-        except RuntimeError:  # jupyter_client: the kernel did not start; often it does now
-            if _last_started(running) is not None:
-                raise
-            papermill.execute_notebook(notebook, running, **options)
-    except Exception as error:
-        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-            raise
-        raise _failure(error, notebook, running, timeout) from error
-
-
-def _failure(
-    error: Exception, notebook: Path, running: Path, timeout: float | int | None
-) -> RuntimeError:
-    """Keep the unfinished notebook and return one error that says where and how it ended."""
-    reason = _explain(error, _last_started(running), timeout)
-    kept = running.with_name(running.name.replace(".running.ipynb", ".failed.ipynb"))
-    running.replace(kept)
-    return RuntimeError(f"{display_path(notebook)} {reason}\nkept as {display_path(kept)}")
-
-
-def _explain(error: Exception, place: str | None, timeout: float | int | None) -> str:
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from papermill import PapermillExecutionError
-
-    match error:
-        case PapermillExecutionError():
-            lines = "\n".join(error.traceback).splitlines()[-6:]
-            return f"failed in {place} with {error.ename}: {error.evalue}\n" + "\n".join(lines)
-        case DeadKernelError() if place is not None:
-            return (
-                f"lost its kernel in {place}, most likely because memory ran out; "
-                "try a smaller batch or patch"
-            )
-        case CellTimeoutError():
-            return f"was stopped in {place}: it ran longer than {timeout} s"
-        case _:
-            return f"could not run: {type(error).__name__}: {error}"
-
-
-def _last_started(running: Path) -> str | None:
-    """Name the last code cell that began to run, by number and first line; None if none did."""
-    if not running.is_file():
-        return None
-    code = [c for c in notebooks.read_notebook(running).cells if c.cell_type == "code"]
-    started = [
-        f"code cell {number} `{cell.source.strip().splitlines()[0]}`"
-        for number, cell in enumerate(code, 1)
-        if cell.metadata.get("papermill", {}).get("start_time") and cell.source.strip()
-    ]
-    return started[-1] if started else None
-
-
-@contextmanager
-def _kernel_environment(ledger: Path) -> Iterator[None]:
-    """Set what a kernel inherits: no progress bars, figures in the notebook, bands' ledger."""
-    changes = {
-        "TQDM_DISABLE": "1",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "MPLBACKEND": None,
-        "RENAL_BANDS_LEDGER": str(ledger),
-    }
-    before = {name: os.environ.get(name) for name in changes}
-    _set_environment(changes)
-    try:
-        yield
-    finally:
-        _set_environment(before)
-
-
-def _set_environment(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-def _read_ledger(path: Path) -> tuple[dict[str, Any], ...]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return tuple(json.loads(line) for line in lines)
-
-
-def _without_paths(content: NotebookNode) -> NotebookNode:
-    """Drop widgets and this machine's paths from the metadata; outputs and timings stay."""
-    content.metadata.pop("widgets", None)
-    for key in ("input_path", "output_path"):
-        content.metadata.papermill.pop(key, None)
-    return content
+def _work(pool: Workers, todo: Iterator[Job], agenda: Agenda, *, total: int) -> None:
+    """Keep the workers busy until nothing is left to do, and write down what ends."""
+    going, failed = 0, 0
+    with progress_bar(total=total, unit="run", desc="study", disable=None) as bar:
+        while True:
+            while going < pool.slots and (job := next(todo, None)) is not None:
+                pool.submit(job)
+                going += 1
+            if not going:
+                return
+            for outcome in pool.wait():
+                going, failed = going - 1, failed + (not agenda.end(outcome))
+                bar.set_postfix(failed=failed, refresh=False)
+                bar.update()

@@ -15,7 +15,7 @@ training, which starts again after the last finished epoch, draws what the unint
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -70,6 +70,7 @@ def fit(
     info: CheckpointInfo,
     resume: bool = False,
     progress: bool = True,
+    watch: Callable[[nn.Module], Mapping[str, float]] | None = None,
 ) -> History:
     """Train ``model`` in place; afterwards it holds the weights of the last epoch.
 
@@ -104,6 +105,8 @@ def fit(
         resume: Go on where a training of the same plan, network and data in ``folder`` stopped,
             from its last finished epoch; start it if there is none.
         progress: Show one bar an epoch.
+        watch: Called after each validation with the network in evaluation mode; what it returns
+            joins the history, say ``validation.FlipWatch``. Under ``torchrun`` on rank 0 only.
 
     Raises:
         ValueError: If arguments contradict each other, or ``folder`` holds another training's
@@ -129,6 +132,7 @@ def fit(
                 row = train_epoch(trainee, train_part, epoch, bar)
                 if epoch % plan.validate_every == 0 or epoch == plan.epochs:
                     row |= _validate(trainee, val_part, label_set)
+                    row |= watch(trainee.bare["model"]) if watch and rank_zero else {}
                     bar.set_postfix(loss=row["train_loss"], **{plan.monitor: row[plan.monitor]})
             state = _judge(state, row, plan)
             if rank_zero:

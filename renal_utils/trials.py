@@ -26,7 +26,7 @@ from renal_utils.prediction import Predictor, make_predictor
 from renal_utils.runtime import resolve_path, seed_everything
 from renal_utils.training import fit
 from renal_utils.training_plan import History, TrainingPlan
-from renal_utils.validation import evaluate
+from renal_utils.validation import FlipWatch, evaluate
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Budget:
         encoder_from: Checkpoint whose encoder the network begins with; None for a new one.
         frozen_steps: So many of the steps come first, with the encoder frozen; see ``freezing``.
         precision: As in ``runtime.pick_precision``.
+        watch_flips: Add ``val_flips`` to the history, see ``validation.FlipWatch``.
 
     Raises:
         ValueError: If there are fewer steps than validations, or none, with and without the frozen.
@@ -65,6 +66,7 @@ class Budget:
     encoder_from: str | Path | None = None
     frozen_steps: int = 0
     precision: str = "auto"
+    watch_flips: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.validations <= self.steps - self.frozen_steps or self.frozen_steps < 0:
@@ -255,6 +257,7 @@ def _fit(
         folder=folder,
         info=info,
         progress=False,
+        watch=FlipWatch(splits.loader("val")) if budget.watch_flips else None,
     )
 
 

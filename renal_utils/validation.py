@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from renal_utils.labels import LabelSet
+from renal_utils.metrics.flips import FlipCounter
 from renal_utils.metrics.pixel import (
     PixelConfusion,
     ThresholdCounts,
@@ -135,6 +136,40 @@ def evaluate(
         _count(counts, output, target, threshold=0.5 if threshold is None else threshold)
     model.train(was_training)
     return _table(_matrix(counts), label_set)
+
+
+class FlipWatch:
+    """Watches a training for labels that flip from one validation to the next.
+
+    Given to ``training.fit`` it adds ``val_flips`` to the history from the second validation on:
+    the share of the validation's pixels whose label is another than at the last one. It goes over
+    the set once more, and keeps a byte a pixel.
+
+    Args:
+        loader: The validation set, in the same order each time.
+        threshold: Of a network with one output.
+        precision: ``bf16-mixed`` or ``32-true``.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Mapping[str, Any]],
+        *,
+        threshold: float = 0.5,
+        precision: str = "32-true",
+    ) -> None:
+        self._loader, self._threshold, self._precision = loader, threshold, precision
+        self._counter = FlipCounter()
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Return ``{"val_flips": share}``, the first time nothing."""
+        for images, target in _on_device(self._loader, _device_of(model)):
+            output = forward_logits(model, images, self._precision)
+            ids = class_ids(probabilities_of(logits_of(output)), threshold=self._threshold)
+            self._counter.update(ids, target[:, 0] if target.ndim == 4 else target)
+        share = self._counter.finish()
+        return {} if share is None else {"val_flips": share}
 
 
 def _make_counts(label_set: LabelSet, device: torch.device) -> dict[str, Metric]:

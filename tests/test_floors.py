@@ -19,7 +19,7 @@ FLOORS = {
         growth instances seams piecewise augment
         losses metrics models polygons polygon_files objects rle windows bands bandstore
         row_writer tile_cache optimisation prediction views intervals distributed result_folder
-        notebooks""",
+        notebooks run_names recording process_ties""",
     2: """slide_levels tiff_files slide_files slide_writing slides label_samplers instance_sources
         label_sources
         annotations synthetic checkpoints validation training_plan training_step run_state
@@ -27,7 +27,9 @@ FLOORS = {
     3: """manifests patch_reader patching covering splits leaks datasets overview drawn_donors
         nuclei_maps archive catalogue window_reader stitch_plan slide_results stitching
         segmented findings review""",
-    4: """loading trials nuclei_trials studies course segment_settings segmenting submissions
+    4: """loading trials nuclei_trials run_failures kernel_forks warm_kernels notebook_runs course
+        study_search study_plan study_ledger study_jobs study_workers study_dask study_tables
+        study_agenda studies segment_settings segmenting submissions
         report_words report_page report_layout slide_report""",
     5: "cli",
 }
@@ -41,13 +43,15 @@ KEPT_IN = {
     "matplotlib": {"plots"},
     "seaborn": {"plots"},
     "sklearn": {"classic"},
-    "papermill": {"studies"},
-    "dask": {"studies"},
-    "nbclient": {"studies"},
-    "nbformat": {"notebooks", "studies"},
+    "papermill": {"notebook_runs", "run_failures"},
+    "distributed": {"study_dask"},
+    "optuna": {"study_search"},
+    "nbclient": {"run_failures"},
+    "nbformat": {"notebooks", "notebook_runs"},
     "nbconvert": {"course"},
 }
 BASES = {"Conv2d", "Module", "Sequential", "Dataset", "Metric", "Protocol", "NamedTuple", "StrEnum"}
+BASES |= {"LocalProvisioner"}  # Jupyter's way to say how a kernel is started
 BASES |= {"PiecewiseAffine"}  # albumentations' own way to change how a transform moves pixels
 
 

@@ -1,148 +1,185 @@
-"""Runs start real kernels, a second or two each."""
-
-import os
-
+import numpy as np
+import pandas as pd
 import pytest
 
-from renal_utils.notebooks import read_notebook
-from renal_utils.studies import refresh_notebook, run_notebook
+from renal_utils import studies
+from renal_utils.cli import main
+from renal_utils.result_folder import hold_folder
+from renal_utils.studies import (
+    SearchPlan,
+    StudyPlan,
+    average_seeds,
+    read_curves,
+    read_runs,
+    run_study,
+)
+from tests.study_cases import PretendedWorkers, write_case
 
-pytestmark = pytest.mark.slow
-
-PARAMETERS = 'epochs = 3\nname = "unet"'
-
-
-def _texts(path):
-    cells = [c for c in read_notebook(path).cells if c.cell_type == "code"]
-    return ["".join(o.get("text", "") for o in c.outputs) for c in cells]
-
-
-def test_a_run_uses_the_given_parameters_and_leaves_the_notebook_alone(small_notebook, tmp_path):
-    (tmp_path / "03.json").write_text('{"dice": [0, 1]}')
-    check = "from renal_utils.bands import check_bands\n_ = check_bands('03.json', dice=1 / 3)"
-    path = small_notebook(PARAMETERS, "print(epochs, name)", check)
-    before = path.read_bytes()
-    run = run_notebook(path, parameters={"epochs": 5}, output=tmp_path / "out" / "made.ipynb")
-    assert _texts(run.output)[-2] == "5 unet\n"
-    row = {"bands": "03.json", "name": "dice", "value": 1 / 3, "low": 0.0, "high": 1.0}
-    assert run.bands == (row,)
-    assert run.seconds > 0
-    assert path.read_bytes() == before
-    assert [p.name for p in run.output.parent.iterdir()] == ["made.ipynb"]
-    assert str(tmp_path) not in run.output.read_text()
+GRID = {"kind": ["ok", "raise"], "size": [1, 2]}
+NAMES = ["kind=ok_size=1", "kind=ok_size=2", "kind=raise_size=1", "kind=raise_size=2"]
 
 
-def test_the_kernel_works_in_the_notebooks_folder(small_notebook, tmp_path, monkeypatch):
-    path = small_notebook(
-        PARAMETERS, "from pathlib import Path\nprint(Path('x').resolve().parent.name)"
+@pytest.fixture
+def done(monkeypatch):
+    """Names of the runs that the pretended workers did."""
+    monkeypatch.setattr(PretendedWorkers, "done", [])
+    monkeypatch.setattr(studies, "LocalWorkers", PretendedWorkers)
+    return PretendedWorkers.done
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return StudyPlan(write_case(tmp_path), tmp_path / "study", grid=GRID, parameters={"rate": 0.25})
+
+
+def test_a_grid_gives_one_tidy_row_a_run_in_its_order_with_provenance(plan, done):
+    table = run_study(plan)
+    assert sorted(done) == NAMES
+    assert table["name"].tolist() == NAMES
+    assert table["status"].tolist() == ["finished", "finished", "failed", "failed"]
+    assert table["f1"].tolist()[:2] == [0.25, 0.5]
+    assert table["f1"].isna().tolist() == [False, False, True, True]
+    assert table["error"].tolist()[2:] == ["KeyError: glomerulus"] * 2
+    first = table.iloc[0]
+    assert (first["rate"], first["device"], first["git_commit"]) == (0.25, "none", "c0ffee")
+    assert (first["seconds"], first["result_seconds"]) == (2.0, 7)
+    assert first["versions"] == "torch=2.0"
+    assert table["data"].nunique() == table["notebook"].nunique() == 1
+    assert table["key"].is_unique
+
+
+def test_the_files_say_what_the_table_says(plan, done):
+    table = run_study(plan)
+    pd.testing.assert_frame_equal(pd.read_parquet(plan.folder / "runs.parquet"), table)
+    from_csv = pd.read_csv(plan.folder / "runs.csv")
+    assert from_csv["name"].tolist() == NAMES
+    assert from_csv["f1"].tolist()[:2] == [0.25, 0.5]
+    assert read_runs(plan.folder).set_index("name")["status"].to_dict() == dict(
+        zip(table["name"], table["status"], strict=True)
     )
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    run = run_notebook(path, output=tmp_path / "out.ipynb")
-    assert _texts(run.output)[-1] == f"{tmp_path.name}\n"
+    curves = read_curves(plan.folder)
+    assert curves[["name", "epoch", "val_dice"]].to_numpy().tolist() == [
+        [NAMES[0], 1, 0.1],
+        [NAMES[1], 1, 0.1],
+    ]
 
 
-def test_wrong_parameters_are_refused_before_anything_runs(small_notebook, tmp_path):
-    path = small_notebook(PARAMETERS, "print(epochs)")
-    for wrong in ({"epoch": 3}, {"epochs": "3"}):
-        with pytest.raises(ValueError, match="epoch"):
-            run_notebook(path, parameters=wrong, output=tmp_path / "out" / "made.ipynb")
-    assert not (tmp_path / "out").exists()
+def test_what_was_run_is_never_run_again(plan, done):
+    first = run_study(plan)
+    done.clear()
+    pd.testing.assert_frame_equal(run_study(plan), first)
+    assert done == []
+    wider = StudyPlan(plan.notebook, plan.folder, grid={**GRID, "size": [1, 2, 3]},
+                      parameters=plan.parameters)  # fmt: skip
+    run_study(wider)
+    assert sorted(done) == ["kind=ok_size=3", "kind=raise_size=3"]
 
 
-def test_a_missing_notebook_and_an_output_over_the_input_are_refused(small_notebook, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent.ipynb"):
-        run_notebook(tmp_path / "absent.ipynb", output=tmp_path / "out.ipynb")
-    path = small_notebook(PARAMETERS)
-    with pytest.raises(ValueError, match="overwrite"):
-        run_notebook(path, output=path)
+def test_failed_runs_are_run_again_on_request_and_alone_by_name(plan, done):
+    run_study(plan)
+    done.clear()
+    run_study(plan, only=[NAMES[2]], retry_failed=True)
+    assert done == [NAMES[2]]
+    run_study(plan, retry_failed=True)
+    assert sorted(done[1:]) == NAMES[2:]
+    with pytest.raises(ValueError, match=r"no run kind=no in this study; it has kind=ok_size=1"):
+        run_study(plan, only=["kind=no"])
 
 
-def test_a_failing_cell_is_named_and_the_notebook_kept_aside(small_notebook, tmp_path):
-    path = small_notebook(PARAMETERS, "print('before')", "value = 1\nraise KeyError('glomerulus')")
-    with pytest.raises(
-        RuntimeError, match=r"code cell 3 `value = 1` with KeyError: 'glomerulus'"
-    ) as caught:
-        run_notebook(path, output=tmp_path / "out.ipynb")
-    assert "out.failed.ipynb" in str(caught.value)
-    assert not (tmp_path / "out.ipynb").exists()
-    assert not (tmp_path / "out.running.ipynb").exists()
-    assert "before\n" in _texts(tmp_path / "out.failed.ipynb")
+def test_an_interrupted_study_keeps_what_had_ended_and_goes_on_there(plan, done, monkeypatch):
+    monkeypatch.setattr(PretendedWorkers, "stop_after", 3)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(plan)
+    assert len(pd.read_csv(plan.folder / "runs.csv")) == 3
+    monkeypatch.setattr(PretendedWorkers, "stop_after", None)
+    assert run_study(plan)["name"].tolist() == NAMES
+    assert len(done) == 4
 
 
-def test_a_dead_kernel_is_reported_as_out_of_memory(small_notebook, tmp_path):
-    path = small_notebook(PARAMETERS, "import os", "os.kill(os.getpid(), 9)")
-    with pytest.raises(RuntimeError, match=r"lost its kernel in code cell 3 .*memory ran out"):
-        run_notebook(path, output=tmp_path / "out.ipynb")
-    assert (tmp_path / "out.failed.ipynb").exists()
+def test_a_changed_notebook_is_refused_until_accepted_and_loses_nothing(plan, done, tmp_path):
+    run_study(plan)
+    before = (plan.folder / "ledger.jsonl").read_text()
+    write_case(tmp_path, "print('new')")
+    with pytest.raises(ValueError, match=r"study/ledger.jsonl|ledger.jsonl holds 2 finished runs"):
+        run_study(plan)
+    assert (plan.folder / "ledger.jsonl").read_text() == before
+    done.clear()
+    table = run_study(plan, accept_changes=True)
+    assert sorted(done) == NAMES
+    assert len(table) == 4
+    assert len(read_runs(plan.folder)) == 8
+    assert (plan.folder / "ledger.jsonl").read_text().startswith(before)
 
 
-def test_a_cell_that_takes_too_long_is_stopped(small_notebook, tmp_path):
-    path = small_notebook(PARAMETERS, "import time\ntime.sleep(60)")
-    with pytest.raises(RuntimeError, match=r"stopped in code cell 2 .* longer than 1 s"):
-        run_notebook(path, output=tmp_path / "out.ipynb", timeout=1)
+def test_a_broken_ledger_and_a_study_that_is_running_already_are_refused(plan, done):
+    with hold_folder(plan.folder), pytest.raises(BlockingIOError, match="another process"):
+        run_study(plan)
+    (plan.folder / "ledger.jsonl").write_text("nonsense\n")
+    with pytest.raises(ValueError, match="line 1, is no record of a run"):
+        run_study(plan)
+    assert done == []
 
 
-def test_a_kernel_that_does_not_start_is_tried_once_more(small_notebook, tmp_path, monkeypatch):
-    import papermill
+def test_a_search_finds_the_best_goes_on_and_runs_nothing_twice(tmp_path, done):
+    pytest.importorskip("optuna")
+    space = {"size": {"low": 0, "high": 30}, "rate": {"choices": [0.0, 0.5]}}
 
-    real, calls = papermill.execute_notebook, []
+    def plan(trials):
+        search = SearchPlan(trials, "f1", space, seed=1)
+        return StudyPlan(write_case(tmp_path), tmp_path / "search", search=search)
 
-    def flaky(*args, **options):
-        calls.append(args)
-        if len(calls) == 1:
-            raise RuntimeError("Kernel died before replying to kernel_info")
-        return real(*args, **options)
-
-    monkeypatch.setattr(papermill, "execute_notebook", flaky)
-    run = run_notebook(small_notebook(PARAMETERS, "print(1)"), output=tmp_path / "out.ipynb")
-    assert len(calls) == 2
-    assert _texts(run.output)[-1] == "1\n"
-
-
-def test_progress_bars_and_figures_come_out_as_files_can_hold_them(small_notebook, tmp_path):
-    source = "from renal_utils.progress import progress_bar\nfor _ in progress_bar(range(3)): pass"
-    figure = "import matplotlib.pyplot as plt\n_ = plt.plot([0, 1])\nplt.show()"
-    path = small_notebook(PARAMETERS, source, figure)
-    before = dict(os.environ)
-    refresh_notebook(path)
-    assert dict(os.environ) == before
-    bar, plot = (c.outputs for c in read_notebook(path).cells[1:])
-    assert bar == []
-    assert "image/png" in plot[0].data
+    run_study(plan(6))
+    early = len(done)
+    table = run_study(plan(25))
+    assert early == 6
+    assert len(set(done)) == len(done) == len(table) == 25
+    assert table["f1"].max() >= 12
+    run_study(plan(25))
+    assert len(done) == len(table)
 
 
-def test_a_refreshed_notebook_is_clean_and_refreshing_it_again_changes_nothing(small_notebook):
-    path = small_notebook(PARAMETERS, "print(epochs)", "epochs + 1")
-    refresh_notebook(path)
-    first = path.read_bytes()
-    content = read_notebook(path)
-    assert [c.execution_count for c in content.cells] == [1, 2, 3]
-    assert [c.id for c in content.cells] == ["cell-0", "cell-1", "cell-2"]
-    assert all(set(c.metadata) <= {"tags"} for c in content.cells)
-    assert set(content.metadata) == {"kernelspec", "language_info"}
-    refresh_notebook(path)
-    assert path.read_bytes() == first
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+def test_a_search_of_a_space_that_is_used_up_ends(tmp_path, done):
+    pytest.importorskip("optuna")
+    search = SearchPlan(9, "f1", {"size": {"choices": [1, 2, 3]}})
+    assert len(run_study(StudyPlan(write_case(tmp_path), tmp_path / "s", search=search))) == 3
 
 
-def test_a_refresh_that_fails_leaves_the_notebook_as_it_was(small_notebook):
-    path = small_notebook(PARAMETERS, "1 / 0")
-    before = path.read_bytes()
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        refresh_notebook(path)
-    assert path.read_bytes() == before
+def test_a_search_that_is_to_be_minimised_prefers_the_least(tmp_path, done):
+    pytest.importorskip("optuna")
+    search = SearchPlan(20, "f1", {"size": {"low": 1, "high": 64, "log": True}}, "minimize")
+    table = run_study(StudyPlan(write_case(tmp_path), tmp_path / "s", search=search))
+    assert table["f1"].min() == 0.5
+    assert table["size"].median() < 32
 
 
-def test_a_full_disk_leaves_no_notebook_that_looks_whole(small_notebook, small_disk):
-    disk = small_disk(1)
-    path = small_notebook(PARAMETERS, "print('x' * 3_000_000)")
-    with pytest.raises(OSError, match="space"):
-        run_notebook(path, output=disk / "out.ipynb")
-    assert not (disk / "out.ipynb").exists()
+def test_seeds_give_a_mean_and_a_spread_for_each_cell():
+    rows = [("finished", 1, 8, 0.2), ("finished", 1, 8, 0.4), ("finished", 2, 8, 0.5)]
+    rows += [("finished", 2, 16, 0.7), ("failed", 2, 16, np.nan), ("finished", 1, 16, np.nan)]
+    table = pd.DataFrame(rows, columns=["status", "rate", "size", "f1"])
+    mean, spread = average_seeds(table, "f1", rows="rate", columns="size")
+    expected = pd.DataFrame([[0.3, np.nan], [0.5, 0.7]], index=[1, 2], columns=[8, 16])
+    assert np.allclose(mean, expected, equal_nan=True)
+    assert spread.loc[1, 8] == pytest.approx(np.std([0.2, 0.4], ddof=1))
+    assert spread.loc[2].isna().all()
+    with pytest.raises(ValueError, match=r"no column \['recall'\]"):
+        average_seeds(table, "recall", rows="rate", columns="size")
+    with pytest.raises(ValueError, match="no run finished"):
+        average_seeds(table[table["status"] == "failed"], "f1", rows="rate", columns="size")
 
 
-def test_what_cells_print_can_be_followed(small_notebook, tmp_path, capsys):
-    path = small_notebook(PARAMETERS, "print('epoch 1 of 3')")
-    run_notebook(path, output=tmp_path / "out.ipynb", show_output=True)
-    assert "epoch 1 of 3" in capsys.readouterr().out
+def test_the_command_line_runs_a_study_and_says_what_failed(tmp_path, done, capsys):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        f"notebook: {write_case(tmp_path)}\nfolder: {tmp_path / 'out'}\n"
+        "grid:\n  kind: [ok, raise]\n  size: [1]\n"
+    )
+    assert main(["study", str(path), "--list"]) == 0
+    assert capsys.readouterr().out.split() == [NAMES[0], NAMES[2]]
+    assert done == []
+    assert main(["study", str(path)]) == 1
+    said = capsys.readouterr()
+    assert "1 runs finished, 1 failed" in said.out
+    assert f"{NAMES[2]}: KeyError: glomerulus" in said.err
+    assert main(["study", str(path), "--only", NAMES[0]]) == 1
+    path.write_text("notebook: absent.ipynb\n")
+    assert main(["study", str(path)]) == 2

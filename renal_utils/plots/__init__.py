@@ -2,7 +2,7 @@
 
 Every function takes data that are computed already and returns the axes it drew on; none shows,
 saves or computes results. Modules: ``style`` (fonts, colours, small PNG), ``pictures`` (images,
-overlays, scale bars), ``charts`` (curves, shares, sizes).
+overlays, scale bars), ``charts`` (curves, shares, sizes), ``study_charts`` (heat maps, flip-flop).
 """
 
 from renal_utils.plots.charts import (
@@ -21,15 +21,19 @@ from renal_utils.plots.pictures import (
     plot_probability,
     show_image,
 )
+from renal_utils.plots.study_charts import best_cell, plot_flip_flop, plot_heat_map
 from renal_utils.plots.style import SERIES_COLOURS, take_picture, use_course_style
 
 __all__ = [
     "SERIES_COLOURS",
     "add_scale_bar",
+    "best_cell",
     "plot_class_shares",
     "plot_confusion",
     "plot_estimates",
+    "plot_flip_flop",
     "plot_grid",
+    "plot_heat_map",
     "plot_lines",
     "plot_overlay",
     "plot_patch_places",
