@@ -16,10 +16,10 @@ from pathlib import Path
 
 from nbformat import v4
 
-from renal_utils.notebook_runs import run_notebook
 from renal_utils.notebooks import read_notebook, write_notebook
-from renal_utils.study_jobs import Job
-from renal_utils.study_workers import LocalWorkers
+from renal_utils.studies.jobs import Job
+from renal_utils.studies.local_workers import LocalWorkers
+from renal_utils.studies.notebook_runs import run_notebook
 
 RUNS, WORK_SECONDS = 16, 1.0
 MOST_OVERHEAD, LEAST_GAIN = 1.3, 1.7

@@ -428,8 +428,8 @@ def _export(options: argparse.Namespace, folders: "Mapping[Path, Path]") -> None
 
 
 def _report(options: argparse.Namespace) -> int:
-    from renal_utils.report_words import summarise
-    from renal_utils.slide_report import write_report
+    from renal_utils.reports import write_report
+    from renal_utils.reports.words import summarise
 
     report = write_report(
         options.folders,

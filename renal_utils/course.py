@@ -14,10 +14,10 @@ from typing import Any
 
 import pandas as pd
 
-from renal_utils.notebook_runs import run_notebook
 from renal_utils.notebooks import read_notebook
 from renal_utils.progress import progress_bar
 from renal_utils.runtime import atomic_path
+from renal_utils.studies.notebook_runs import run_notebook
 
 COLUMNS = ("notebook", "status", "seconds", "number", "value", "low", "high", "inside", "error")
 

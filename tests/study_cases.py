@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 from nbformat import v4
 
-from renal_utils.study_jobs import Job, Outcome
+from renal_utils.studies.jobs import Job, Outcome
 
 PARAMETERS = 'kind = "ok"\nsize = 1\nrate = 0.5\nmarker = ""'
 CODE = """

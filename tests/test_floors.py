@@ -27,10 +27,8 @@ FLOORS = {
     3: """manifests patch_reader patching covering splits leaks datasets overview drawn_donors
         nuclei_maps archive catalogue window_reader stitch_plan slide_results stitching
         segmented findings review""",
-    4: """loading trials nuclei_trials run_failures kernel_forks warm_kernels notebook_runs course
-        study_search study_plan study_ledger study_jobs study_workers study_dask study_tables
-        study_agenda studies segment_settings segmenting submissions
-        report_words report_page report_layout slide_report""",
+    4: """loading trials nuclei_trials studies course segment_settings segmenting submissions
+        reports""",
     5: "cli",
 }
 ORDER = [name for modules in FLOORS.values() for name in modules.split()]
@@ -43,11 +41,11 @@ KEPT_IN = {
     "matplotlib": {"plots"},
     "seaborn": {"plots"},
     "sklearn": {"classic"},
-    "papermill": {"notebook_runs", "run_failures"},
-    "distributed": {"study_dask"},
-    "optuna": {"study_search"},
-    "nbclient": {"run_failures"},
-    "nbformat": {"notebooks", "notebook_runs"},
+    "papermill": {"studies"},
+    "distributed": {"studies"},
+    "optuna": {"studies"},
+    "nbclient": {"studies"},
+    "nbformat": {"notebooks", "studies"},
     "nbconvert": {"course"},
 }
 BASES = {"Conv2d", "Module", "Sequential", "Dataset", "Metric", "Protocol", "NamedTuple", "StrEnum"}

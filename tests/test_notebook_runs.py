@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from renal_utils.notebook_runs import refresh_notebook, run_notebook
 from renal_utils.notebooks import read_notebook
+from renal_utils.studies.notebook_runs import refresh_notebook, run_notebook
 
 pytestmark = pytest.mark.slow
 

@@ -10,11 +10,11 @@ from renal_utils.findings import count_slide, find_findings, size_table
 from renal_utils.intervals import wilson_share
 from renal_utils.labels import GLOMERULI, GLOMERULI_SCLEROSIS, KIDNEY_TISSUES, NUCLEI
 from renal_utils.polygon_files import read_polygons
-from renal_utils.report_page import Page
-from renal_utils.report_words import summarise
+from renal_utils.reports import write_report
+from renal_utils.reports.page import Page
+from renal_utils.reports.words import summarise
 from renal_utils.review import choose_review, find_doubts
 from renal_utils.segmented import read_segmented, read_segmented_all, slide_name
-from renal_utils.slide_report import write_report
 
 SHAPE = (400, 600)
 

@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from renal_utils import study_dask
 from renal_utils.studies import StudyPlan, run_study
 from tests.study_cases import write_case
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from renal_utils.study_ledger import Ledger
+from renal_utils.studies.ledger import Ledger
 
 SOURCE = {"notebook": "n1", "data": "d1", "library": "0.1"}
 

@@ -2,8 +2,8 @@ import pytest
 import yaml
 from conftest import PROJECT
 
-from renal_utils.study_plan import StudyPlan, read_study, run_key, source_of
-from renal_utils.study_search import SearchPlan
+from renal_utils.studies.plan import StudyPlan, read_study, run_key, source_of
+from renal_utils.studies.search import SearchPlan
 
 PARAMETERS = 'batch_size = 8\nlearning_rate = 0.1\nname = "unet"'
 

@@ -6,13 +6,12 @@ import time
 import psutil
 import pytest
 
-from renal_utils import study_workers
-from renal_utils.notebook_runs import run_notebook
 from renal_utils.notebooks import read_notebook
 from renal_utils.studies import StudyPlan, read_curves, run_study
-from renal_utils.study_jobs import Job
-from renal_utils.study_workers import LocalWorkers, visible_gpus
-from renal_utils.warm_kernels import can_fork_warm
+from renal_utils.studies.jobs import Job
+from renal_utils.studies.local_workers import LocalWorkers, visible_gpus
+from renal_utils.studies.notebook_runs import run_notebook
+from renal_utils.studies.warm_kernels import can_fork_warm
 from tests.study_cases import write_case
 
 pytestmark = pytest.mark.slow

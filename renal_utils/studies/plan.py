@@ -17,7 +17,7 @@ from renal_utils.notebooks import cell_tags, check_parameters, read_defaults, re
 from renal_utils.result_folder import content_key, file_identity
 from renal_utils.run_names import format_run_name
 from renal_utils.runtime import display_path, project_root, resolve_path
-from renal_utils.study_search import SearchPlan, read_search
+from renal_utils.studies.search import SearchPlan, read_search
 
 
 @dataclass(frozen=True)

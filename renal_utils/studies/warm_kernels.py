@@ -45,7 +45,10 @@ def warm_kernels(notebook: str | Path, *, enabled: bool = True) -> Iterator[None
     from jupyter_client.provisioning import KernelProvisionerFactory
 
     factory = KernelProvisionerFactory.instance()
-    value, before = "renal_utils.kernel_forks:WarmProvisioner", factory.default_provisioner_name
+    value, before = (
+        "renal_utils.studies.kernel_forks:WarmProvisioner",
+        factory.default_provisioner_name,
+    )
     factory.provisioners[_NAME] = EntryPoint(_NAME, value, factory.GROUP_NAME)
     factory.default_provisioner_name = _NAME
     try:

@@ -20,9 +20,9 @@ from nbformat import NotebookNode
 
 from renal_utils import notebooks
 from renal_utils.recording import RESULTS_VARIABLE, Recorded, read_recorded
-from renal_utils.run_failures import explain_failure, last_started
 from renal_utils.runtime import display_path
-from renal_utils.warm_kernels import warm_kernels
+from renal_utils.studies.run_failures import explain_failure, last_started
+from renal_utils.studies.warm_kernels import warm_kernels
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ class Limits:
 
         def left(_: NotebookNode) -> float | None:
             if self.run is None:
-                return self.cell
+                return None if self.cell is None else float(self.cell)
             now = time.monotonic()
             ends.append(now + self.run)
-            return min(max(ends[0] - now, 0.01), self.cell or float("inf"))
+            return min(max(ends[0] - now, 0.01), float(self.cell or "inf"))
 
         return left
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from renal_utils.notebook_runs import run_notebook
 from renal_utils.runtime import provenance
+from renal_utils.studies.notebook_runs import run_notebook
 
 _ALONE = threading.Lock()  # a run sets environment variables of its process
 

@@ -8,7 +8,7 @@ import os
 import time
 from typing import Any
 
-from renal_utils.study_jobs import Job, Outcome, execute_job, sign
+from renal_utils.studies.jobs import Job, Outcome, execute_job, sign
 
 _CONNECT = 10.0  # seconds to wait for it at the start
 _LOOK_AGAIN = 0.1  # seconds between looks at whether the scheduler is still there

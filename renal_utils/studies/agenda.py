@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from renal_utils.study_jobs import Job, Outcome
-from renal_utils.study_ledger import FAILED, FINISHED, Ledger
-from renal_utils.study_plan import PlannedRun, StudyPlan, run_key
-from renal_utils.study_search import Search
+from renal_utils.studies.jobs import Job, Outcome
+from renal_utils.studies.ledger import FAILED, FINISHED, Ledger
+from renal_utils.studies.plan import PlannedRun, StudyPlan, run_key
+from renal_utils.studies.search import Search
 
 _MOST_REPEATED = 50
 

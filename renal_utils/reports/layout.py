@@ -8,8 +8,8 @@ import pandas as pd
 from renal_utils.findings import MEASURES, SlideCounts, size_table
 from renal_utils.intervals import LEVEL
 from renal_utils.labels import IGNORE_ID
-from renal_utils.report_page import Page
-from renal_utils.report_words import NOT_FOR_DIAGNOSIS, summarise, tell
+from renal_utils.reports.page import Page
+from renal_utils.reports.words import NOT_FOR_DIAGNOSIS, summarise, tell
 from renal_utils.result_folder import LABELS_NAME, SPREAD_NAME, file_identity
 from renal_utils.segmented import SegmentedSlide
 from renal_utils.slides import open_slide

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from renal_utils.process_ties import end_with_parent
-from renal_utils.study_jobs import Job, Outcome, execute_job, sign
+from renal_utils.studies.jobs import Job, Outcome, execute_job, sign
 
 MAX_LOST = 3
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -9,7 +9,7 @@ from pandas.api.types import is_object_dtype
 
 from renal_utils.run_names import parse_run_name
 from renal_utils.runtime import atomic_path
-from renal_utils.study_ledger import FAILED, FINISHED, Ledger
+from renal_utils.studies.ledger import FAILED, FINISHED, Ledger
 
 TABLE_NAME, CURVES_NAME = "runs", "curves"
 _LEAST = ("name", "status", "seconds", "error", "key")

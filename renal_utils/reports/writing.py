@@ -15,8 +15,8 @@ import pandas as pd
 
 from renal_utils.findings import SlideCounts, count_slide, find_findings, size_table
 from renal_utils.intervals import LEVEL
-from renal_utils.report_layout import REVIEW_FOLDER, SETTINGS, make_page
-from renal_utils.report_words import NOT_FOR_DIAGNOSIS
+from renal_utils.reports.layout import REVIEW_FOLDER, SETTINGS, make_page
+from renal_utils.reports.words import NOT_FOR_DIAGNOSIS
 from renal_utils.review import choose_review, write_review
 from renal_utils.runtime import provenance, write_json
 from renal_utils.segmented import SegmentedSlide, read_segmented_all

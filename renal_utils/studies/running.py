@@ -1,9 +1,4 @@
-"""Studies: one notebook run again and again, over a grid of parameters or as a search by Optuna.
-
-Runs go to processes of this machine or to a Dask cluster. Each one that ends is written to the
-study's ledger at once, finished or failed, and a finished one is never run again: stopped and
-started once more, a study goes on where it was.
-"""
+"""The runs of a study, from the first to the last."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -12,30 +7,15 @@ from typing import Protocol, runtime_checkable
 
 import pandas as pd
 
-from renal_utils.notebook_runs import NotebookRun, refresh_notebook, run_notebook
 from renal_utils.progress import progress_bar
 from renal_utils.result_folder import hold_folder
-from renal_utils.study_agenda import Agenda
-from renal_utils.study_dask import DaskWorkers
-from renal_utils.study_jobs import Job, Outcome
-from renal_utils.study_ledger import Ledger
-from renal_utils.study_plan import StudyPlan, read_study, source_of
-from renal_utils.study_search import SearchPlan
-from renal_utils.study_tables import average_seeds, read_curves, read_runs, write_tables
-from renal_utils.study_workers import LocalWorkers
-
-__all__ = [
-    "NotebookRun",
-    "SearchPlan",
-    "StudyPlan",
-    "average_seeds",
-    "read_curves",
-    "read_runs",
-    "read_study",
-    "refresh_notebook",
-    "run_notebook",
-    "run_study",
-]
+from renal_utils.studies.agenda import Agenda
+from renal_utils.studies.dask_workers import DaskWorkers
+from renal_utils.studies.jobs import Job, Outcome
+from renal_utils.studies.ledger import Ledger
+from renal_utils.studies.local_workers import LocalWorkers
+from renal_utils.studies.plan import StudyPlan, read_study, source_of
+from renal_utils.studies.tables import write_tables
 
 
 @runtime_checkable
@@ -87,7 +67,7 @@ def run_study(
         warm: Fork kernels from a warm process, see ``warm_kernels``.
 
     Returns:
-        As ``study_tables.study_table``, with the runs of the present notebook, data and library.
+        As ``tables.study_table``, with the runs of the present notebook, data and library.
 
     Raises:
         ValueError: If the plan is wrong, the ledger cannot be read or is of another notebook, or
