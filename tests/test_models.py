@@ -119,6 +119,11 @@ def images(model, number=2):
     return torch.randn(number, 3, model.size_multiple, 2 * model.size_multiple)
 
 
+def is_strided_point(part):
+    convolution = isinstance(part, torch.nn.Conv2d)
+    return convolution and part.kernel_size == (1, 1) and part.stride != (1, 1)
+
+
 def some_loss(model):
     """Of one batch; a network that learns from objects gets one in each image."""
     image = images(model)
@@ -251,6 +256,14 @@ def test_a_checkpoint_gives_the_same_logits(name, tmp_path):
     image = images(model, 1)
     with torch.inference_mode():
         assert torch.equal(load_checkpoint(path)[0](image), model(image))
+
+
+@every_name
+def test_no_network_holds_a_strided_1x1_convolution_of_few_channels(name):
+    """Its backward pass writes past its memory on the CPU (oneDNN's issue 6035)."""
+    parts = [*on_meta(name).modules(), *built(name).modules()]
+    strided = [p for p in parts if is_strided_point(p)]
+    assert all(part.in_channels >= 16 for part in strided)
 
 
 @every_network

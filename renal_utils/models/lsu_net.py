@@ -21,8 +21,9 @@ from renal_utils.models.shift import PatchEmbedding, TokenizedShift, group_norm
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution of every n-th row and column, as one of stride n, with equal weights.
 
-    Rows and columns are dropped before the convolution: the backward pass of a strided 1x1
-    convolution of a channels-last tensor corrupts memory on the CPU (seen with PyTorch 2.15).
+    Rows and columns are dropped before the convolution: on the CPU, the backward pass of a strided
+    1x1 convolution of a channels-last tensor with fewer than 16 channels writes past its memory
+    (oneDNN's issue 6035; seen with PyTorch 2.15).
 
     Args:
         in_channels: Channels that come in.
