@@ -2,8 +2,9 @@
 
     python benchmarks/score_slide.py FOUND/labels.ome.tiff SLIDE-labels.ome.tiff --columns 2400 7200
 
-Dice over all labelled pixels of the columns together; objects one to one at IoU 0.5, per column
-(an object that a column border cuts is cut in both). Pixels that nobody labelled do not count.
+Dice over all labelled pixels of the columns together; objects at IoU 0.5, per column (an object
+that a column border cuts is cut in both), paired in the three modes of
+``metrics.object_matching``. Pixels that nobody labelled do not count.
 Columns are given by their left edges, in level-0 pixels of the slide the tiles came from.
 """
 
@@ -13,7 +14,7 @@ import json
 import numpy as np
 
 from renal_utils.labels import IGNORE_ID
-from renal_utils.metrics.challenge import match_objects
+from renal_utils.metrics.object_matching import MODES, match_objects
 from renal_utils.slides import open_slide
 
 
@@ -27,14 +28,16 @@ def read_column(path: str, left: int, right: int, downsample: float) -> np.ndarr
 
 
 def score_column(found: np.ndarray, truth: np.ndarray, min_area_px: int) -> dict[str, int]:
-    """Return the counts of one column: pixels for Dice, objects one to one."""
+    """Return the counts of one column: pixels for Dice, objects in each mode."""
     height = min(len(found), len(truth))
     known = truth[:height] != IGNORE_ID
     predicted, true = (found[:height] == 1) & known, truth[:height] == 1
-    objects = match_objects(true, predicted, min_area_px=min_area_px)
     pixels = {"both": predicted & true, "predicted": predicted, "true": true}
     counts = {name: int(mask.sum()) for name, mask in pixels.items()}
-    return counts | {"tp": objects.tp, "fp": objects.fp, "fn": objects.fn}
+    for mode in MODES:
+        objects = match_objects(true, predicted, mode=mode, min_area_px=min_area_px)
+        counts |= {f"{mode}_{n}": getattr(objects, n) for n in ("tp", "fp", "fn")}
+    return counts
 
 
 def main() -> None:
@@ -58,11 +61,16 @@ def main() -> None:
         truth = read_column(options.truth, *(round(v) for v in spans[1]), options.downsample)
         for name, count in score_column(found, truth, options.min_area).items():
             total[name] = total.get(name, 0) + count
-    tp, fp, fn = total["tp"], total["fp"], total["fn"]
     dice = 2 * total["both"] / (total["predicted"] + total["true"])
-    f1 = 2 * tp / (2 * tp + fp + fn)
-    scores = {"dice": round(dice, 4), "f1_one_to_one": round(f1, 4), "counted": tp + fp}
-    print(json.dumps({**scores, "annotated": tp + fn, "tp": tp, "fp": fp, "fn": fn}))
+    scores = {"dice": round(dice, 4)}
+    for mode in MODES:
+        tp, fp, fn = (total[f"{mode}_{n}"] for n in ("tp", "fp", "fn"))
+        scores |= {f"f1_{mode}": round(2 * tp / (2 * tp + fp + fn), 4)}
+        scores |= {f"tp_{mode}": tp, f"fp_{mode}": fp, f"fn_{mode}": fn}
+    both = total["one_to_one_tp"]
+    scores["counted"] = both + total["one_to_one_fp"]
+    scores["annotated"] = both + total["one_to_one_fn"]
+    print(json.dumps(scores))
 
 
 if __name__ == "__main__":

@@ -1,109 +1,136 @@
-"""Scores of whole slides: how many objects were found, at which overlap.
+"""Scores of the challenges: KPIs 2024 (Tang et al., arXiv 2502.07288) and HuBMAP 2021.
 
-A slide-level score depends on how predicted and true objects are paired, so every number that is
-shown names its mode. Here is ``one_to_one``: each true object is paired with at most one predicted
-one, so that their summed IoU is greatest (Hungarian method), and a pair counts as found from an IoU
-of 0.5 on. The KPIs challenge's own rule lets one true object serve several predictions (see the
-challenge's overview, arXiv 2502.07288); its numbers and these are not to be mixed.
+Each is a mean over patches or slides of a score of one patch or slide; none pools pixels. Dice is
+2 |P and T| / (|P| + |T|), and 1 where both are empty. Object scores depend on how objects are
+paired: every table names its mode, see ``object_matching``.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import NamedTuple
 
-import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int32
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
+import pandas as pd
+from jaxtyping import Bool
 
-Mask = Bool[np.ndarray, "_ _"]
+from renal_utils.metrics.object_matching import MODES, ObjectScores, match_objects
+
+__all__ = [
+    "MODES",
+    "MaskPair",
+    "ObjectScores",
+    "dice_of_masks",
+    "match_objects",
+    "mean_dice",
+    "rank_teams",
+    "score_slides",
+]
 
 
-@dataclass(frozen=True)
-class ObjectScores:
-    """Objects found, invented and missed, and what follows from the three.
+class MaskPair(NamedTuple):
+    """The truth and the prediction of one patch or slide, on the same pixels.
 
     Attributes:
-        tp: True objects that were found.
-        fp: Predicted objects that match none.
-        fn: True objects that were missed.
-        mode: How objects were paired.
+        name: Of the patch or slide.
+        truth: Where the class is.
+        predicted: Where it was found, after the threshold (the challenge's is 0.5).
     """
 
-    tp: int
-    fp: int
-    fn: int
-    mode: str = "one_to_one"
-
-    @property
-    def precision(self) -> float:
-        """TP / (TP + FP); NaN where nothing was predicted."""
-        return _ratio(self.tp, self.tp + self.fp)
-
-    @property
-    def recall(self) -> float:
-        """TP / (TP + FN); NaN where there is nothing to find."""
-        return _ratio(self.tp, self.tp + self.fn)
-
-    @property
-    def f1(self) -> float:
-        """2 TP / (2 TP + FP + FN); NaN where there is nothing to find and nothing predicted."""
-        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+    name: str
+    truth: Bool[np.ndarray, "_ _"]
+    predicted: Bool[np.ndarray, "_ _"]
 
 
-def match_objects(
-    truth: Mask, predicted: Mask, *, min_iou: float = 0.5, min_area_px: int = 0
-) -> ObjectScores:
-    """Compare the objects of two masks one to one.
-
-    An object is a connected component (8 neighbours). Objects that touch are one object: a mask
-    cannot say otherwise.
-
-    Args:
-        truth: Where the true objects are.
-        predicted: Where the predicted ones are, on the same pixels.
-        min_iou: IoU from which on (inclusive) a pair counts as found.
-        min_area_px: Predicted objects of fewer pixels are left out, as are true ones.
+def dice_of_masks(truth: Bool[np.ndarray, "_ _"], predicted: Bool[np.ndarray, "_ _"]) -> float:
+    """Return the Dice of two masks; 1 where both are empty.
 
     Raises:
-        ValueError: If the masks differ in size, or ``min_iou`` is not within (0, 1].
+        ValueError: If the masks differ in size.
     """
     if truth.shape != predicted.shape:
         raise ValueError(f"truth has the shape {truth.shape}, the prediction {predicted.shape}")
-    if not 0 < min_iou <= 1:
-        raise ValueError(f"min_iou must lie in (0, 1], not {min_iou}; 0.5 is usual")
-    true_ids, num_true = _components(truth, min_area_px)
-    found_ids, num_found = _components(predicted, min_area_px)
-    iou = _iou_table(true_ids, found_ids, (num_true, num_found))
-    tp = _paired(iou, min_iou)
-    return ObjectScores(tp=tp, fp=num_found - tp, fn=num_true - tp)
+    total = int(truth.sum()) + int(predicted.sum())
+    return 2 * int((truth & predicted).sum()) / total if total else 1.0
 
 
-def _components(mask: Mask, min_area_px: int) -> tuple[Int32[np.ndarray, "H W"], int]:
-    """Return ids 1..n of the components that are large enough, and n."""
-    _, ids, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] >= min_area_px
-    keep[0] = False
-    renumbered = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
-    return renumbered[ids], int(keep.sum())
+def mean_dice(pairs: Iterable[MaskPair], *, skip_empty: bool = False) -> float:
+    """Return the mean of the Dice of each image: KPIs Task 1 (patches), HuBMAP (slides).
+
+    Args:
+        pairs: One a patch or slide, read one by one.
+        skip_empty: Leave out images whose truth is empty, as the script of KPIs Task 1 does by
+            its toolkit's default. HuBMAP scores all.
+
+    Raises:
+        ValueError: If no image is left.
+    """
+    scores = [
+        dice_of_masks(pair.truth, pair.predicted)
+        for pair in pairs
+        if pair.truth.any() or not skip_empty
+    ]
+    if not scores:
+        raise ValueError("no image to score" + ("; all truths are empty" if skip_empty else ""))
+    return float(np.mean(scores))
 
 
-def _iou_table(
-    true_ids: np.ndarray, found_ids: np.ndarray, size: tuple[int, int]
-) -> Float[np.ndarray, "T P"]:
-    """Return the IoU of every true with every predicted object."""
-    rows, columns = size[0] + 1, size[1] + 1
-    ones = np.ones(true_ids.size, np.int64)
-    pixels = coo_array((ones, (true_ids.ravel(), found_ids.ravel())), shape=(rows, columns))
-    shared = pixels.toarray()
-    union = shared.sum(axis=1)[:, None] + shared.sum(axis=0)[None, :] - shared
-    return shared[1:, 1:] / np.maximum(union[1:, 1:], 1)
+def score_slides(
+    pairs: Iterable[MaskPair], *, mode: str = "kpis_fixed", min_area_px: int = 0
+) -> pd.DataFrame:
+    """Return the scores of KPIs Task 2, of each slide and their means.
+
+    The challenge scores at 20x (0.5 microns a pixel): bring masks to that scale. Where nothing is
+    to be found and nothing was, F1, precision and recall are 0, as in the challenge's script.
+
+    Args:
+        pairs: One a slide, read one by one.
+        mode: How objects are paired, a key of ``object_matching.MODES``.
+        min_area_px: Objects of fewer pixels are left out of the counts, not of the Dice. The
+            challenge's example removes those below 20,000 from its own predictions.
+
+    Returns:
+        Indexed by name, last row ``mean``: ``dice``, ``f1``, ``precision``, ``recall``, ``found``,
+        ``invented``, ``missed``, ``mode``.
+
+    Raises:
+        ValueError: If there is no slide, the mode is unknown, or the masks of one differ in size.
+    """
+    rows = {}
+    for pair in pairs:
+        objects = match_objects(pair.truth, pair.predicted, mode=mode, min_area_px=min_area_px)
+        rows[pair.name] = {
+            "dice": dice_of_masks(pair.truth, pair.predicted),
+            "f1": objects.f1,
+            "precision": objects.precision,
+            "recall": objects.recall,
+            "found": objects.tp,
+            "invented": objects.fp,
+            "missed": objects.fn,
+        }
+    if not rows:
+        raise ValueError("no slide to score")
+    table = pd.DataFrame(rows).T.fillna(0.0)
+    table.loc["mean"] = table.mean()
+    return table.assign(mode=mode)
 
 
-def _paired(iou: Float[np.ndarray, "T P"], min_iou: float) -> int:
-    """Return how many pairs of the best assignment reach ``min_iou``; below it nothing counts."""
-    worth = np.where(iou >= min_iou, iou, 0)
-    return int((worth[linear_sum_assignment(worth, maximize=True)] > 0).sum())
+def rank_teams(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rank by the challenge's rule: the rank of the sum of the ranks by Dice and by F1.
 
+    Args:
+        scores: One row a team or network, with columns ``dice`` and ``f1``.
 
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
+    Returns:
+        The same rows, best first, with ``dice_rank``, ``f1_rank`` and ``rank`` (1 is best; equals
+        share the better rank).
+
+    Raises:
+        ValueError: If a column is missing or a score is NaN.
+    """
+    if missing := {"dice", "f1"} - set(scores.columns):
+        raise ValueError(f"no column {', '.join(sorted(missing))}; expected dice and f1")
+    if scores[["dice", "f1"]].isna().any(axis=None):
+        raise ValueError("a score is NaN; teams without a score cannot be ranked")
+    ranks = scores[["dice", "f1"]].rank(ascending=False, method="min").astype(int)
+    ranked = scores.assign(dice_rank=ranks["dice"], f1_rank=ranks["f1"])
+    ranked["rank"] = ranks.sum(axis=1).rank(method="min").astype(int)
+    return ranked.sort_values("rank", kind="stable")
