@@ -16,7 +16,7 @@ import pandas as pd
 
 from renal_utils.notebooks import read_notebook
 from renal_utils.progress import progress_bar
-from renal_utils.runtime import atomic_path
+from renal_utils.runtime import atomic_path, count_cores
 from renal_utils.studies.notebook_runs import run_notebook
 
 COLUMNS = ("notebook", "status", "seconds", "number", "value", "low", "high", "inside", "error")
@@ -105,7 +105,7 @@ def write_html(notebook: str | Path, path: str | Path) -> None:
 
 
 def _in_processes(run: partial, notebooks: Sequence[Path], jobs: int) -> list[list[dict]]:
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, count_cores() // jobs)
     with ProcessPoolExecutor(
         jobs, mp_context=get_context("spawn"), initializer=_limit_threads, initargs=(threads,)
     ) as pool:

@@ -46,6 +46,17 @@ def project_root() -> Path:
     return here
 
 
+def count_cores() -> int:
+    """Return how many cores this process may use, which can be fewer than the machine has.
+
+    Containers, job schedulers and ``taskset`` hold processes to some of the cores; as many threads
+    as the machine has would get in each other's way there.
+    """
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def resolve_path(path: str | Path) -> Path:
     """Return ``path`` as an absolute path; a relative one starts at ``project_root()``."""
     path = Path(path).expanduser()

@@ -6,7 +6,6 @@ done: slide (path, size, time of change), weights and settings; those are not op
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -19,7 +18,7 @@ from typing import Any
 from renal_utils.labels import get_label_set
 from renal_utils.progress import progress_bar
 from renal_utils.result_folder import content_key, is_finished
-from renal_utils.runtime import file_hash
+from renal_utils.runtime import count_cores, file_hash
 from renal_utils.segment_settings import SegmentSettings, load_predictor, make_plan, read_infos
 from renal_utils.segmented import slide_name
 from renal_utils.slides import open_slide
@@ -192,7 +191,7 @@ def _run(path: Path, folder: Path, settings: SegmentSettings, workers: int) -> d
 
 def _run_apart(path: Path, folder: Path, settings: SegmentSettings, workers: int) -> dict[str, int]:
     """Segment in a process of its own, which may die without harm to the others."""
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, count_cores() // workers)
     with ProcessPoolExecutor(
         1, mp_context=get_context("spawn"), initializer=_limit_threads, initargs=(threads,)
     ) as pool:

@@ -56,6 +56,12 @@ def test_brightness_alone_tells_the_cells_apart(mean):
     assert SERIES_COLOURS[1] not in colours
 
 
+def test_names_of_parameters_are_written_as_people_write_them(mean):
+    mean = mean.rename_axis(index="bce_weight", columns="patch_px")
+    ax = plot_heat_map(mean)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("Patch (pixels)", "BCE weight")
+
+
 def test_nothing_to_draw_is_refused(mean, history):
     with pytest.raises(ValueError, match="no number"):
         plot_heat_map(mean * np.nan)
@@ -76,4 +82,4 @@ def test_the_flip_flop_graph_has_the_score_before_the_share_that_flipped(history
     assert bars.get_ylim() == (0, 0.5)
     assert ax.get_zorder() > bars.get_zorder()
     legend = [t.get_text() for t in ax.get_legend().get_texts()]
-    assert legend == ["Validation dice", "labels that flipped"]
+    assert legend == ["Validation Dice", "labels that flipped"]

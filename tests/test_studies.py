@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from renal_utils import studies
 from renal_utils.cli import main
 from renal_utils.result_folder import hold_folder
 from renal_utils.studies import (
@@ -12,6 +11,7 @@ from renal_utils.studies import (
     read_curves,
     read_runs,
     run_study,
+    running,
 )
 from tests.study_cases import PretendedWorkers, write_case
 
@@ -23,7 +23,7 @@ NAMES = ["kind=ok_size=1", "kind=ok_size=2", "kind=raise_size=1", "kind=raise_si
 def done(monkeypatch):
     """Names of the runs that the pretended workers did."""
     monkeypatch.setattr(PretendedWorkers, "done", [])
-    monkeypatch.setattr(studies, "LocalWorkers", PretendedWorkers)
+    monkeypatch.setattr(running, "LocalWorkers", PretendedWorkers)
     return PretendedWorkers.done
 
 

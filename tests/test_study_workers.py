@@ -7,7 +7,8 @@ import psutil
 import pytest
 
 from renal_utils.notebooks import read_notebook
-from renal_utils.studies import StudyPlan, read_curves, run_study
+from renal_utils.runtime import count_cores
+from renal_utils.studies import StudyPlan, local_workers, read_curves, run_study
 from renal_utils.studies.jobs import Job
 from renal_utils.studies.local_workers import LocalWorkers, visible_gpus
 from renal_utils.studies.notebook_runs import run_notebook
@@ -48,7 +49,7 @@ def test_a_study_goes_on_past_runs_that_fail_die_or_hang(tmp_path):
     assert "KeyError: 'glomerulus'" in errors["raise"]
     assert is_gone(int(marker.read_text()))  # the kernel of the worker that was killed
     assert table.loc["ok", "f1"] == 0.5
-    assert table["threads"].eq(max(1, os.cpu_count() // 2)).all()
+    assert table["threads"].eq(max(1, count_cores() // 2)).all()
     assert read_curves(plan.folder).groupby("name")["val_dice"].max().tolist() == [0.2, 0.2]
     written = sorted(path.name for path in (plan.folder / "runs").iterdir())
     assert len([name for name in written if name.endswith(".failed.ipynb")]) == 3
@@ -56,7 +57,7 @@ def test_a_study_goes_on_past_runs_that_fail_die_or_hang(tmp_path):
 
 
 def test_a_run_that_always_takes_its_worker_along_fails_in_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(study_workers, "MAX_LOST", 2)
+    monkeypatch.setattr(local_workers, "MAX_LOST", 2)
     parameters = {"kind": "always kill worker", "marker": str(tmp_path / "marker")}
     job = Job("k", "name", write_case(tmp_path), tmp_path / "out.ipynb", parameters)
     pool = LocalWorkers(1)
@@ -123,3 +124,25 @@ def test_gpus_are_those_that_may_be_used(monkeypatch):
 def test_no_workers_are_refused():
     with pytest.raises(ValueError, match="workers must be 1 or more, given 0"):
         LocalWorkers(0)
+
+
+def test_what_workers_and_kernels_print_goes_to_the_studys_log_and_not_here(tmp_path, capfd):
+    noise = "import os\n\nos.write(2, b'from the kernel')"
+    plan = StudyPlan(write_case(tmp_path, noise), tmp_path / "study", grid={"size": [1]})
+    run_study(plan, workers=1)
+    assert "from the kernel" in (plan.folder / "workers.log").read_text()
+    assert "from the kernel" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be taken away here")
+def test_workers_share_the_cores_that_this_process_may_use_not_those_of_the_machine():
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert count_cores() == 1
+        pool = LocalWorkers(None, most=9)
+        pool.close()
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert pool.slots == max(1, len(visible_gpus()))
+    assert count_cores() == len(allowed)

@@ -14,6 +14,7 @@ from renal_utils.plots.style import SERIES_COLOURS
 
 _MAP = "cividis"  # made to look the same to the colour-blind, and dark to bright in grey
 _FLIPS = "0.75"
+_WRITTEN = {"bce": "BCE", "dice": "Dice", "f1": "F1", "iou": "IoU", "px": "(pixels)"}
 
 
 def plot_heat_map(
@@ -107,7 +108,7 @@ def plot_flip_flop(
     ax.set(xlabel="Epoch", ylabel=_words(score), ylim=(0, 1))
     ax.set_title(title)
     handles = [*ax.get_legend_handles_labels()[0], *bars.get_legend_handles_labels()[0]]
-    ax.legend(handles=handles, loc="lower right")
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return ax
 
 
@@ -128,5 +129,6 @@ def _ticks(values: pd.Index) -> list[str]:
 
 
 def _words(name: Hashable) -> str:
-    text = str(name or "").replace("val_", "validation ").replace("_", " ")
+    words = str(name or "").replace("val_", "validation_").split("_")
+    text = " ".join(_WRITTEN.get(word, word) for word in words)
     return text[:1].upper() + text[1:]

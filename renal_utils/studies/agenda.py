@@ -18,7 +18,7 @@ class Agenda:
     Args:
         plan: The study.
         ledger: Of its folder.
-        source: See ``study_plan.source_of``.
+        source: See ``plan.source_of``.
         retry_failed: Whether failed runs are to be done again.
         warm: Whether kernels are to be warm.
     """

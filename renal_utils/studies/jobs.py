@@ -20,7 +20,7 @@ class Job:
     """What a worker needs to do a run.
 
     Attributes:
-        key: See ``study_plan.run_key``.
+        key: See ``plan.run_key``.
         name: See ``run_names``.
         notebook: What is run, an absolute path that the worker sees too.
         output: Where the executed notebook goes.

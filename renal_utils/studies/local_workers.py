@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from renal_utils.process_ties import end_with_parent
+from renal_utils.runtime import count_cores
 from renal_utils.studies.jobs import Job, Outcome, execute_job, sign
 
 MAX_LOST = 3
@@ -35,17 +37,22 @@ class LocalWorkers:
     Args:
         count: How many; None is one for each GPU, or else for each core, up to ``most``.
         most: More are of no use.
+        log: File that gets what workers and kernels print, such as Jupyter's own words on a kernel
+            that was stopped; None prints it here.
 
     Raises:
         ValueError: If ``count`` is below 1.
     """
 
-    def __init__(self, count: int | None = None, *, most: int = 1) -> None:
+    def __init__(
+        self, count: int | None = None, *, most: int = 1, log: str | Path | None = None
+    ) -> None:
         if count is not None and count < 1:
             raise ValueError(f"workers must be 1 or more, given {count}")
         gpus = visible_gpus()
-        self.slots = min(count or len(gpus) or os.cpu_count() or 1, max(most, 1))
+        self.slots = min(count or len(gpus) or count_cores(), max(most, 1))
         self._environments = [_environment(n, self.slots, gpus) for n in range(self.slots)]
+        self._log = None if log is None else Path(log).resolve()
         self._lost: dict[str, int] = {}
         self._workers = [self._start(number) for number in range(self.slots)]
 
@@ -110,7 +117,7 @@ class LocalWorkers:
     def _start(self, number: int) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        arguments = (theirs, self._environments[number])
+        arguments = (theirs, self._environments[number], self._log)
         process = context.Process(target=_serve, args=arguments, name=f"study worker {number}")
         process.start()
         theirs.close()
@@ -129,15 +136,17 @@ def visible_gpus() -> list[str]:
 
 
 def _environment(number: int, workers: int, gpus: Sequence[str]) -> dict[str, str]:
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    threads = str(max(1, count_cores() // workers))
     environment = dict.fromkeys(_THREADS, threads)
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     return environment
 
 
-def _serve(connection: Connection, environment: Mapping[str, str]) -> None:
+def _serve(connection: Connection, environment: Mapping[str, str], log: Path | None) -> None:
     """Do runs until the connection is closed."""
+    if log is not None:
+        _print_to(log)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the study itself heeds it
     end_with_parent()
     os.environ.update(environment)
@@ -147,3 +156,11 @@ def _serve(connection: Connection, environment: Mapping[str, str]) -> None:
         except EOFError:
             return
         connection.send(execute_job(job))
+
+
+def _print_to(log: Path) -> None:
+    """Append what this process, and those that it starts, print to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab", buffering=0) as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)

@@ -85,7 +85,8 @@ def run_study(
         todo, left = agenda.jobs(only)
         try:
             if left:
-                pool = DaskWorkers(dask) if dask else LocalWorkers(workers, most=left)
+                log = plan.folder / "workers.log"
+                pool = DaskWorkers(dask) if dask else LocalWorkers(workers, most=left, log=log)
                 with closing(pool):
                     _work(pool, todo, agenda, total=left)
         finally:
