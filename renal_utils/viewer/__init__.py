@@ -68,7 +68,9 @@ def view_slide(
         overlays = open_overlays(
             opened, labels, probability=probability, label_set=label_set, files=files
         )
-        return make_widget(TileReader(opened, overlays, files.pop_all()), height_px=height_px)
+        reader = TileReader(opened, overlays)
+        reader.files = files.pop_all()
+    return make_widget(reader, height_px=height_px)
 
 
 def _image_of(segmented: SegmentedSlide) -> Path:

@@ -152,6 +152,7 @@ class SlideView {
     clearTimeout(this.telling);
     for (const [name, heard] of this.listeners) this.model.off(name, heard);
     for (const tile of this.tiles.values()) tile.image?.close?.();
+    this.scale = 0; // nothing is painted any more
     this.model.send({ kind: "want", view: this.id, tiles: [] });
   }
 
@@ -169,7 +170,9 @@ class SlideView {
       canvas.width = Math.round(clientWidth * this.ratio);
       canvas.height = Math.round(clientHeight * this.ratio);
     }
-    if (this.scale && !this.fitted) this.redraw(); else this.follow();
+    if (this.fitted) this.fit();
+    else if (this.scale) this.redraw();
+    else this.follow();
   }
 
   get fitScale() {
@@ -183,12 +186,11 @@ class SlideView {
     this.moved();
   }
 
-  follow() { // what Python says, unless it only repeats what was told
+  follow() { // what Python says, unless it only repeats what it was told
     if (!this.canvas.clientWidth || this.speaking) return;
     const said = [...this.model.get("centre_l0"), this.model.get("downsample")];
-    if (String(said) === this.told && !this.fitted) return;
     if (said.length < 3 || !said[2]) return this.fit();
-    if (String(said) === this.told) return this.fit();
+    if (String(said) === this.told) return;
     this.fitted = false;
     this.centre = said.slice(0, 2);
     this.scale = said[2];

@@ -42,13 +42,12 @@ class TileReader:
         overlays: By their names.
         num_levels: Of the view; at the last, the slide is one tile.
         cache: Of encoded tiles.
+        files: What ``close`` closes; nothing, until files are handed over.
     """
 
-    def __init__(
-        self, slide: Slide, overlays: Sequence[Overlay] = (), files: ExitStack | None = None
-    ) -> None:
+    def __init__(self, slide: Slide, overlays: Sequence[Overlay] = ()) -> None:
         self.slide, self.overlays = slide, {one.name: one for one in overlays}
-        self._files = files or ExitStack()
+        self.files = ExitStack()
         tiles = -(-max(slide.size_l0) // TILE_PX)
         self.num_levels = (tiles - 1).bit_length() + 1
         self.cache = TileCache(CACHE_BYTES)
@@ -96,7 +95,7 @@ class TileReader:
 
     def close(self) -> None:
         """Close the files that were handed over to it."""
-        self._files.close()
+        self.files.close()
 
     def _encode(self, key: TileKey) -> UInt8[np.ndarray, " n"]:
         pixels = self.read(key)
