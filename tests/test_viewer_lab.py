@@ -159,7 +159,8 @@ def test_the_view_shows_moves_zooms_and_toggles_in_jupyterlab(page):
     press(page, "Probability")
 
     # Full resolution by the wheel: the place under the pointer stays, pixel for pixel.
-    aim = np.array([width / 2 + 120.0, 180.0])
+    left, top = place(page, "canvas")[:2]  # the browser gives a pointer whole pixels of the page
+    aim = np.array([round(left + width / 2 + 120) - left, round(top + 180) - top])
     below = (aim - [width / 2, 300]) * scale + [x, y]
     turn_wheel(page, aim, zoom=scale)
     x, y, scale, _ = read_state(page)
@@ -177,7 +178,6 @@ def test_the_view_shows_moves_zooms_and_toggles_in_jupyterlab(page):
     assert apart[best] < 3 and max(abs(best[0] - 2), abs(best[1] - 2)) <= 1
 
     # Dragging moves it by as many pixels.
-    left, top = place(page, "canvas")[:2]
     page.drag((left + 500, top + 400), (left + 430, top + 350))
     settle(page)
     np.testing.assert_array_equal(picture(page)[100:400, 100:400], zoomed[150:450, 170:470])
