@@ -30,8 +30,8 @@ def page(tmp_path_factory):
     with run_browser(tmp_path_factory.mktemp("browser")) as page:
         slide = write_slide(folder / "slide.tiff", SIZE)
         write_results_of(slide, folder / "results", SIZE, PLACES)
-        damaged = write_slide(folder / "damaged.tiff", SIZE)
-        spoil_tile(damaged, 0, level=1)
+        damaged = write_slide(folder / "damaged.tiff", SIZE, tile_px=128)
+        spoil_tile(damaged, 0, level=3)  # what a view 300 pixels high shows: 3 x 2 tiles
         write_notebook(folder / "view.ipynb")
         with run_lab(folder) as address:
             page.folder = folder
