@@ -100,7 +100,7 @@ class TileReader:
     def _encode(self, key: TileKey) -> UInt8[np.ndarray, " n"]:
         pixels = self.read(key)
         if key.layer != "slide":
-            return np.frombuffer(zlib.compress(np.ascontiguousarray(pixels), 3), np.uint8)
+            return np.frombuffer(zlib.compress(pixels.tobytes(), 3), np.uint8)
         quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         return cv2.imencode(".jpg", np.ascontiguousarray(pixels[..., ::-1]), quality)[1].ravel()
 
