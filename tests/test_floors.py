@@ -26,7 +26,7 @@ FLOORS = {
         training plots classic""",
     3: """manifests patch_reader patching covering splits leaks datasets overview drawn_donors
         nuclei_maps archive catalogue window_reader stitch_plan slide_results stitching
-        segmented findings review""",
+        segmented findings review viewer""",
     4: """loading trials nuclei_trials studies course segment_settings segmenting submissions
         reports""",
     5: "cli",
@@ -41,6 +41,8 @@ KEPT_IN = {
     "matplotlib": {"plots"},
     "seaborn": {"plots"},
     "sklearn": {"classic"},
+    "anywidget": {"viewer"},
+    "traitlets": {"viewer"},
     "papermill": {"studies"},
     "distributed": {"studies"},
     "optuna": {"studies"},
@@ -50,6 +52,7 @@ KEPT_IN = {
 }
 BASES = {"Conv2d", "Module", "Sequential", "Dataset", "Metric", "Protocol", "NamedTuple", "StrEnum"}
 BASES |= {"LocalProvisioner"}  # Jupyter's way to say how a kernel is started
+BASES |= {"AnyWidget"}  # anywidget's way to say which traits the page and the kernel share
 BASES |= {"PiecewiseAffine"}  # albumentations' own way to change how a transform moves pixels
 
 
