@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from renal_utils.augment import PIXEL_MEAN, PIXEL_STD, to_tensor
+from renal_utils.augment import PIXEL_MEAN, PIXEL_STD, to_batch
 from renal_utils.checkpoints import load_checkpoint
 from renal_utils.labels import GLOMERULI
 from renal_utils.models.build import build_model
@@ -40,6 +40,7 @@ from renal_utils.window_reader import read_windows
 from renal_utils.windows import window_weights
 
 MAP_NAME = "map.npy"
+MIDDLE = 0.8  # normalised red between the drawn tissue and the purple in it
 CHEAP = "darkness"  # not a network: the answer of ``Answer`` alone, for the cost of the engine
 
 
@@ -56,6 +57,7 @@ class Job:
         batch: Windows at once.
         window: Weights of a window's pixels, where an engine lets one choose.
         precision: As for ``make_predictor``.
+        min_object: Least area of an object of ours, pixels; peers look for no objects.
         threads: Of torch.
         timed_batches: Batches on which the network alone is timed, before and after.
         keep_map: Store the probabilities as 8 bits, for a comparison.
@@ -69,6 +71,7 @@ class Job:
     batch: int = 8
     window: str = "hann"
     precision: str = "bf16-mixed"
+    min_object: int = 200
     threads: int = 2
     timed_batches: int = 4
     keep_map: bool = True
@@ -81,6 +84,7 @@ class Job:
             downsample=1.0,
             window=self.window,
             batch_size=self.batch,
+            min_object_px=self.min_object,
         )
 
 
@@ -117,7 +121,7 @@ class Answer:
         started = time.perf_counter()
         found = None if self._network is None else self._network(images)
         if found is None or self._by_darkness:
-            found = (-images[:, :1].float()).sigmoid()
+            found = (MIDDLE - images[:, :1].float()).sigmoid()
         self.seconds += time.perf_counter() - started
         self.windows += len(images)
         return found
@@ -137,7 +141,9 @@ def make_answer(job: Job) -> Answer:
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """Return RGB ``B 3 H W`` of 0 to 255 as the network takes it."""
-    mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (
+        torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (PIXEL_MEAN, PIXEL_STD)
+    )
     return images.float().div_(255).sub_(mean).div_(std)
 
 
@@ -263,10 +269,12 @@ def first_batches(job: Job) -> list[torch.Tensor]:
     with open_slide(job.slide) as slide:
         view = slide.at_downsample(1.0)
         windows, _ = choose_windows(view, job.plan)
+        if len(windows) == 0:
+            raise ValueError(f"{job.slide}: no tissue was found, so there is nothing to compare")
         middle = max(0, len(windows) // 2 - job.batch)
         chosen = windows[middle : middle + 2 * job.batch]
         read = read_windows(view, chosen, job.patch_px, batch_size=job.batch)
-        return [torch.stack([to_tensor(image) for image in batch.images]) for batch in read]
+        return [to_batch(batch.images) for batch in read]
 
 
 def time_network(answer: Answer, batches: list[torch.Tensor], runs: int) -> list[float]:
