@@ -170,14 +170,15 @@ def run_monai(job: Job, answer: Answer) -> np.ndarray:
     reader = WSIReader("tifffile", level=0, dtype=np.uint8)
     pixels, _ = reader.get_data(reader.read(job.slide))
     weights = torch.from_numpy(window_weights(job.window, job.patch_px))
-    found = sliding_window_inference(
-        normalise(torch.from_numpy(pixels)[None]),
-        job.patch_px,
-        job.batch,
-        answer,
-        overlap=1 - job.stride_px / job.patch_px,
-        roi_weight_map=weights,
-    )
+    with torch.inference_mode():  # it changes answers in place
+        found = sliding_window_inference(
+            normalise(torch.from_numpy(pixels)[None]),
+            job.patch_px,
+            job.batch,
+            answer,
+            overlap=1 - job.stride_px / job.patch_px,
+            roi_weight_map=weights,
+        )
     return found[0, 0].numpy()
 
 
