@@ -33,6 +33,7 @@ from renal_utils.window_reader import find_tissue
 MB = 1e6
 GLASS = 247
 BAND = 512
+CLEARLY = 8  # of 255
 LINEAR_SIDES = (4000, 8000, 16000, 28000, 40000)
 # What ours is to reach: times as fast as a peer, share of the smaller peer's memory, over forward.
 FASTER_THAN = {"tiatoolbox_mask": 1.5, "monai": 2.0}
@@ -136,25 +137,29 @@ def find_engines(names: Sequence[str], pythons: Mapping[str, str]) -> list[str]:
     return found
 
 
-def compare_maps(ours: np.ndarray, other: np.ndarray, tissue: np.ndarray) -> tuple[float, float]:
+def compare_maps(
+    ours: np.ndarray, other: np.ndarray, tissue: np.ndarray, *, margin_px: int = 0
+) -> tuple[float, float]:
     """Return the mean absolute difference of probabilities within tissue, and what it is over.
 
-    Pixels that the other engine left out (0) do not count; the second value is the share of the
-    tissue's pixels that do.
+    Where the other engine has 0 and ours clearly more, it did not look: those pixels do not count.
+    The second value is the share of the tissue's pixels that do.
 
     Args:
         ours: Probabilities ``H W`` as 8 bits.
         other: The same; may reach beyond.
         tissue: Coarse mask of the whole slide.
+        margin_px: Left out on the right and below, where the engines' last windows differ.
     """
     height, width = ours.shape
-    x = np.arange(width) * tissue.shape[1] // width
+    bottom, right = max(height - margin_px, 1), max(width - margin_px, 1)
+    x = np.arange(right) * tissue.shape[1] // width
     total, counted, inside = 0, 0, 0
-    for top in range(0, height, BAND):
-        rows = np.arange(top, min(top + BAND, height))
+    for top in range(0, bottom, BAND):
+        rows = np.arange(top, min(top + BAND, bottom))
         mask = tissue[rows * tissue.shape[0] // height][:, x]
-        here, there = (np.asarray(m[top : rows[-1] + 1, :width], np.int16) for m in (ours, other))
-        seen = mask & (there > 0)
+        here, there = (np.asarray(m[top : rows[-1] + 1, :right], np.int16) for m in (ours, other))
+        seen = mask & ((there > 0) | (here < CLEARLY))
         total += int(np.abs(here - there)[seen].sum())
         counted, inside = counted + int(seen.sum()), inside + int(mask.sum())
     return total / max(counted, 1) / 255, counted / max(inside, 1)
@@ -228,18 +233,21 @@ def compare(options: argparse.Namespace, folder: Path) -> int:
         own = replace(job, slide=str(slide), folder=str(folder / name))
         costs.append(run_engine(name, own, python=pythons.get(name, sys.executable)))
         print(tabulate(costs[-1:]).to_string(index=False, header=len(costs) == 1), flush=True)
-    maps = _compare_all(engines, folder, tissue) if job.keep_map else {}
+    maps = _compare_all(engines, folder, tissue, job.patch_px) if job.keep_map else {}
     print("\n" + tabulate(costs, maps).to_string(index=False))
     return _print_verdict(costs, job.network) if "ours" in engines else 0
 
 
 def _compare_all(
-    engines: Sequence[str], folder: Path, tissue: np.ndarray
+    engines: Sequence[str], folder: Path, tissue: np.ndarray, margin_px: int
 ) -> dict[str, tuple[float, float]]:
     if "ours" not in engines:
         return {}
     maps = {name: np.load(folder / name / MAP_NAME, mmap_mode="r") for name in engines}
-    return {name: compare_maps(maps["ours"], maps[name], tissue) for name in engines}
+    ours = maps["ours"]
+    return {
+        name: compare_maps(ours, maps[name], tissue, margin_px=margin_px) for name in engines
+    }
 
 
 def _print_verdict(costs: Sequence[Cost], network: str) -> int:

@@ -125,6 +125,12 @@ def test_maps_are_compared_within_tissue_and_where_both_looked(peers):
     difference, share = peers.compare_maps(ours, other, tissue)
     assert difference == pytest.approx(51 / 255)
     assert share == pytest.approx(0.5)
+    assert peers.compare_maps(ours, other, tissue, margin_px=45) == (difference, 1)
+
+
+def test_a_probability_of_nothing_is_no_place_left_out(peers):
+    nothing, tissue = np.zeros((20, 20), np.uint8), np.ones((2, 2), bool)
+    assert peers.compare_maps(nothing, nothing, tissue) == (0, 1)
 
 
 def test_growth_is_the_power_of_area(peers):
