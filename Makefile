@@ -44,7 +44,8 @@ notebooks: env
 	$(BIN)/renal run notebooks/solutions --in-place
 
 lock: env
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+		$(addprefix --extra ,dask dev openslide optuna organs viewer) \
 		--no-header --no-annotate pyproject.toml -o requirements.lock
 
 clean:

@@ -73,7 +73,9 @@ def decide(
         threshold: For one channel.
     """
     rows = np.zeros((*seen.shape, 2), np.uint8)
-    rows[..., 0] = np.rint(blended.max(axis=0) * 255)
+    highest = blended.max(axis=0)
+    highest *= 255  # in place: rows may be wide
+    rows[..., 0] = np.rint(highest, out=highest)
     if len(blended) == 1:
         rows[..., 1] = rows[..., 0] > threshold * 255
     else:

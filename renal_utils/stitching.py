@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from renal_utils.augment import to_tensor
+from renal_utils.augment import to_batch
 from renal_utils.bandstore import BandStore
 from renal_utils.labels import LabelSet
 from renal_utils.prediction import Predict, check_probabilities
@@ -237,7 +236,7 @@ def _stitch_rows(job: _Job, positions: Positions, store: BandStore, *, progress:
 
 def _predicted(job: _Job, batch: WindowBatch, cost: _Cost) -> Float32[Tensor, "B C P P"]:
     """Return the network's checked probabilities, and note what they cost."""
-    images = torch.stack([to_tensor(image) for image in batch.images])
+    images = to_batch(batch.images)
     started = time.perf_counter()
     probabilities = job.predict(images)
     cost.network_seconds += time.perf_counter() - started

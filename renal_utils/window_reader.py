@@ -18,6 +18,7 @@ from renal_utils.stain import tissue_mask
 from renal_utils.windows import Positions
 
 CHUNK_PX = 512
+PIECE_PX = 2048  # columns read at a time, so that a wide chunk is not in memory twice
 TISSUE_MPP = 8.0
 TISSUE_DOWNSAMPLE = 16.0
 Item = TypeVar("Item")
@@ -66,7 +67,10 @@ def read_windows(
     rows = _RowChunks(view, positions[first_batch * batch_size :], patch_px)
     for start in range(first_batch * batch_size, len(positions), batch_size):
         batch = positions[start : start + batch_size]
-        yield WindowBatch(batch, np.stack([rows.cut(int(x), int(y)) for x, y in batch]))
+        images = np.empty((len(batch), patch_px, patch_px, 3), np.uint8)
+        for image, (x, y) in zip(images, batch.tolist(), strict=True):
+            rows.cut_into(image, x, y)
+        yield WindowBatch(batch, images)
 
 
 def read_ahead(items: Iterable[Item], *, depth: int = 2) -> Iterator[Item]:
@@ -91,9 +95,8 @@ class _RowChunks:
         self._patch = patch_px
         self._chunks: dict[int, np.ndarray] = {}
 
-    def cut(self, x: int, y: int) -> UInt8[np.ndarray, "P P 3"]:
-        """Return the window at (x, y); rows above it are forgotten."""
-        window = np.empty((self._patch, self._patch, 3), np.uint8)
+    def cut_into(self, window: UInt8[np.ndarray, "P P 3"], x: int, y: int) -> None:
+        """Fill in the window at (x, y); rows above it are forgotten."""
         first, last = y // CHUNK_PX, (y + self._patch - 1) // CHUNK_PX
         for number in [n for n in self._chunks if n < first]:
             del self._chunks[number]
@@ -104,14 +107,15 @@ class _RowChunks:
             bottom = min(y + self._patch, (number + 1) * CHUNK_PX)
             rows = slice(top - number * CHUNK_PX, bottom - number * CHUNK_PX)
             window[top - y : bottom - y] = self._chunks[number][rows, x : x + self._patch]
-        return window
 
     def _read(self, number: int) -> UInt8[np.ndarray, "rows W 3"]:
         """Read one chunk of rows in the columns that any window needs of it."""
         top, width = number * CHUNK_PX, max(self._view.size_px[0], self._patch)
         chunk = np.empty((CHUNK_PX, width, 3), np.uint8)
         for left, right in self._columns(top):
-            chunk[:, left:right] = self._view.read((left, top), (right - left, CHUNK_PX))
+            for x in range(left, right, PIECE_PX):
+                size = min(PIECE_PX, right - x), CHUNK_PX
+                chunk[:, x : x + size[0]] = self._view.read((x, top), size)
         self._view.forget_above(top + CHUNK_PX)
         return chunk
 

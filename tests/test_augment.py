@@ -12,6 +12,7 @@ from renal_utils.augment import (
     PIXEL_STD,
     make_augmentation,
     thesis_list,
+    to_batch,
     to_image,
     to_tensor,
 )
@@ -162,6 +163,14 @@ def test_to_tensor_agrees_with_the_formula_and_comes_back() -> None:
     assert tensor.dtype == torch.float32 and tensor.is_contiguous()
     np.testing.assert_allclose(tensor.permute(1, 2, 0).numpy(), expected, atol=1e-5)
     assert np.array_equal(to_image(tensor), image)
+
+
+def test_a_batch_holds_the_very_tensors_of_its_images() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 8, 3), np.uint8)
+    batch = to_batch(images)
+    assert torch.equal(batch, torch.stack([to_tensor(image) for image in images]))
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(to_batch(images[:, ::-1]), batch.flip(2))
 
 
 def test_to_tensor_takes_views_of_any_layout() -> None:

@@ -21,6 +21,7 @@ CONDA_NAMES = {
     "seaborn": "seaborn-base",
     "torch": "pytorch",
 }
+APART = "bench"  # the extra with an environment of its own, which asks for older versions
 PLATFORMS = {
     "linux": {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"},
     "darwin": {"sys_platform": "darwin", "platform_system": "Darwin", "os_name": "posix"},
@@ -35,8 +36,12 @@ def _project() -> dict:
 
 def _wanted() -> list[Requirement]:
     project = _project()
-    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    extras = [line for name in _extras() for line in project["optional-dependencies"][name]]
     return [Requirement(line) for line in [*project["dependencies"], *extras]]
+
+
+def _extras() -> list[str]:
+    return [name for name in _project()["optional-dependencies"] if name != APART]
 
 
 def _locked() -> list[Requirement]:
@@ -74,6 +79,18 @@ def test_the_lock_holds_one_version_of_each_dependency_within_its_bounds(platfor
         (version,) = versions[canonicalize_name(wanted.name)]
         assert wanted.specifier.contains(version), f"{wanted} but the lock has {version}"
     assert all(len(found) == 1 for found in versions.values())
+
+
+def test_the_lock_is_made_with_every_extra_but_the_one_apart():
+    (named,) = re.findall(r"addprefix --extra ,([\w ]+)\)", (PROJECT / "Makefile").read_text())
+    assert named.split() == sorted(_extras())
+
+
+def test_the_extra_apart_is_not_in_the_lock():
+    locked = {canonicalize_name(pinned.name) for pinned in _locked()}
+    apart = [Requirement(line) for line in _project()["optional-dependencies"][APART]]
+    own = {canonicalize_name(wanted.name) for wanted in apart} - {"opencv-python-headless"}
+    assert own and not own & locked
 
 
 def test_the_lock_is_for_three_systems_only():
