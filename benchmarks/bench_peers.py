@@ -245,9 +245,7 @@ def _compare_all(
         return {}
     maps = {name: np.load(folder / name / MAP_NAME, mmap_mode="r") for name in engines}
     ours = maps["ours"]
-    return {
-        name: compare_maps(ours, maps[name], tissue, margin_px=margin_px) for name in engines
-    }
+    return {name: compare_maps(ours, maps[name], tissue, margin_px=margin_px) for name in engines}
 
 
 def _print_verdict(costs: Sequence[Cost], network: str) -> int:

@@ -183,6 +183,9 @@ def _add_looking(segment: argparse.ArgumentParser) -> None:
     )
     segment.add_argument("--patch", type=int, metavar="PX", help="window (default: as trained)")
     segment.add_argument("--stride", type=int, metavar="PX", help="step (default: half a window)")
+    segment.add_argument(
+        "--window", default="hann", help="how a window's pixels count: hann, gaussian, uniform"
+    )
     segment.add_argument("--batch", type=int, default=8, help="windows at once")
     segment.add_argument(
         "--flips",

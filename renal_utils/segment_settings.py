@@ -23,6 +23,7 @@ class SegmentSettings:
         downsample: Level-0 pixels per pixel that the network sees.
         patch: Side of a window.
         stride: Step between windows; None is half a window.
+        window: How a window's pixels count, one of ``windows.WINDOWS``.
         batch: Windows at once.
         flips: Views of each window that are averaged, see ``views.average_views``.
         uncertainty: Write where views or checkpoints differ.
@@ -40,6 +41,7 @@ class SegmentSettings:
     downsample: float | int | None = None
     patch: int | None = None
     stride: int | None = None
+    window: str = "hann"
     batch: int = 8
     flips: int = 1
     uncertainty: bool = False
@@ -126,6 +128,7 @@ def make_plan(settings: SegmentSettings, info: CheckpointInfo, slide: Slide) -> 
     return StitchPlan(
         patch_px=patch_px,
         stride_px=settings.stride or max(1, patch_px // 2),
+        window=settings.window,
         batch_size=settings.batch,
         skip_background=not settings.all_windows,
         min_object_px=settings.min_object,

@@ -50,9 +50,7 @@ class PretendedWorkers:
     done: list[str] = []  # noqa: RUF012  names of all runs, over all studies of a test
     stop_after: int | None = None
 
-    def __init__(
-        self, count: int | None = None, *, most: int = 1, log: Path | None = None
-    ) -> None:
+    def __init__(self, count: int | None = None, *, most: int = 1, log: Path | None = None) -> None:
         self.slots, self._jobs, self.closed = count or 2, [], False
 
     def submit(self, job: Job) -> None:

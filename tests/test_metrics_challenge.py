@@ -7,7 +7,7 @@ from renal_utils.metrics.challenge import (
     MODES,
     MaskPair,
     ObjectScores,
-    dice_of_masks,
+    mask_dice,
     match_objects,
     mean_dice,
     rank_teams,
@@ -171,14 +171,14 @@ def test_an_unknown_mode_lists_the_known_ones():
         match_objects(boxes(), boxes(), mode="loose")
 
 
-def test_dice_of_masks_is_one_where_both_are_empty_and_zero_where_one_is():
-    assert dice_of_masks(boxes(), boxes()) == 1.0
-    assert dice_of_masks(boxes(A), boxes()) == 0.0
-    assert dice_of_masks(boxes(A), boxes(np.s_[0:10, 5:15])) == 0.5
+def test_mask_dice_is_one_where_both_are_empty_and_zero_where_one_is():
+    assert mask_dice(boxes(), boxes()) == 1.0
+    assert mask_dice(boxes(A), boxes()) == 0.0
+    assert mask_dice(boxes(A), boxes(np.s_[0:10, 5:15])) == 0.5
 
 
 def test_empty_patches_count_as_one_unless_they_are_skipped():
-    pairs = [MaskPair("a", boxes(A), boxes(A, B)), MaskPair("b", boxes(), boxes())]
+    pairs = [(boxes(A), boxes(A, B)), (boxes(), boxes())]
     assert mean_dice(pairs) == pytest.approx((2 / 3 + 1) / 2)
     assert mean_dice(pairs, skip_empty=True) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="all truths are empty"):

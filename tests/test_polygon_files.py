@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import time
 import weakref
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image, ImageDraw
 from shapely import MultiPolygon, Polygon, box
@@ -185,6 +187,29 @@ def test_objects_are_written_one_at_a_time(tmp_path: Path):
             yield item
 
     assert write_geojson(tmp_path / "a.geojson", generate()) == 50
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_objects_are_written_in_little_memory_and_read_back(tmp_path: Path):
+    """Their texts are over 20 MB, which would show; a minute is several times what it takes."""
+    memory, process = [], psutil.Process()
+
+    def generate():
+        for n in range(100_000):
+            if n % 1000 == 0:
+                memory.append(process.memory_info().rss)
+            x, y = 10 * (n % 300), 10 * (n // 300)
+            properties = {"name": f"glomerulus {n}", "measurements": {"Area px": n + 0.5}}
+            yield PolygonObject("glomerulus", box(x, y, x + 7, y + n % 8 + 1), properties)
+
+    path = tmp_path / "many.geojson"
+    started = time.process_time()
+    assert write_geojson(path, generate(), label_set=GLOMERULI) == 100_000
+    assert max(memory) - memory[5] < 1e7 < 2e7 < path.stat().st_size
+    objects = read_polygons(path)
+    assert time.process_time() - started < 60
+    assert len(objects) == 100_000
+    assert objects[-1].polygon.area == 7 * (99_999 % 8 + 1)
 
 
 def test_failure_half_way_leaves_the_old_file(tmp_path: Path):

@@ -103,6 +103,20 @@ def test_other_settings_or_weights_are_no_longer_done_and_refused_unless_told(tm
     assert _statuses(segment_slides([path], out, replace(changed, restart=True))) == ["done"]
 
 
+def test_the_window_asked_for_is_the_one_that_blends(tmp_path, settings):
+    from dataclasses import replace
+
+    path, maps = _slide(tmp_path / "a.ome.tiff"), []
+    for window in ("hann", "uniform"):
+        chosen = replace(settings, window=window)
+        result = segment_slide(path, tmp_path / window, chosen, progress=False)
+        assert result.summary["made_from"]["window"] == window
+        maps.append(result.probability_path.read_bytes())
+    assert maps[0] != maps[1]
+    with pytest.raises(ValueError, match="no window 'box'"):
+        segment_slide(path, tmp_path / "box", replace(settings, window="box"), progress=False)
+
+
 def test_a_torn_line_of_the_ledger_costs_one_slide_only(tmp_path, settings):
     paths = [_slide(tmp_path / f"{name}.ome.tiff", seed) for seed, name in enumerate("ab")]
     out = tmp_path / "out"

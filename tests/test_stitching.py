@@ -1,83 +1,30 @@
 import csv
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from stitching_cases import (
+    OUTPUTS,
+    content,
+    identity,
+    leftovers,
+    make_slide,
+    plan_of,
+    stitch,
+    whole,
+)
 from torch import nn
 
-from renal_utils.augment import PIXEL_MEAN, PIXEL_STD, to_tensor
+from renal_utils.augment import to_tensor
 from renal_utils.labels import FOUR_TISSUES, GLOMERULI, KIDNEY_TISSUES
 from renal_utils.polygon_files import read_polygons
 from renal_utils.prediction import make_predictor
 from renal_utils.result_folder import hold_folder
 from renal_utils.slides import open_slide, write_pyramid
-from renal_utils.stitching import StitchPlan, stitch_slide
 from renal_utils.views import average_views
-
-OUTPUTS = ("labels.ome.tiff", "probability.ome.tiff", "objects.geojson", "objects.csv")
-
-
-def identity(images):
-    """A network that gives back the red channel."""
-    return (images[:, :1] * PIXEL_STD[0] + PIXEL_MEAN[0]).clamp(0, 1)
-
-
-def make_slide(folder, size_px, *, seed=0, mpp=0.5, tile_px=64, background=False):
-    """Write a slide of smooth random purple; with ``background``, glass but for two islands."""
-    width, height = size_px
-    rng = np.random.default_rng(seed)
-    coarse = rng.random((height // 24 + 2, width // 24 + 2))
-    smooth = 40 + 200 * ndimage.zoom(coarse, 24, order=1)[:height, :width]
-    pixels = np.rint(smooth[..., None] * (1, 0.5, 0.8)).astype(np.uint8)
-    if background:
-        glass = np.ones((height, width), bool)
-        glass[height // 8 : height // 3, : width // 3] = False
-        glass[2 * height // 3 :, width // 2 :] = False
-        pixels[glass] = 250
-    path = Path(folder) / f"slide_{width}_{height}_{seed}.ome.tiff"
-    write_pyramid(path, pixels, size_px=size_px, mpp=mpp, tile_px=tile_px, compression="none")
-    return path
-
-
-def whole(path, downsample=1.0, channel=0):
-    with open_slide(path) as slide:
-        view = slide.at_downsample(downsample)
-        return view.read((0, 0), view.size_px)[..., channel]
-
-
-def plan_of(**settings):
-    plain = {"patch_px": 64, "stride_px": 32, "downsample": 1.0, "skip_background": False}
-    return StitchPlan(**{**plain, "batch_size": 5, **settings})
-
-
-def stitch(path, folder, predict=identity, *, label_set=GLOMERULI, plan=None, mpp=None, **options):
-    with open_slide(path, mpp=mpp) as slide:
-        return stitch_slide(
-            slide,
-            predict,
-            folder,
-            plan=plan or plan_of(),
-            label_set=label_set,
-            progress=False,
-            **options,
-        )
-
-
-def leftovers(folder):
-    """Temporary files; the lock that nobody holds any more is none."""
-    return [path for path in Path(folder).glob(".*") if path.name != ".lock"]
-
-
-def content(folder):
-    """Bytes of all outputs, and the summary without what a clock or a machine adds."""
-    summary = json.loads((Path(folder) / "summary.json").read_text())
-    summary.pop("run")
-    return {name: (Path(folder) / name).read_bytes() for name in OUTPUTS}, summary
 
 
 @pytest.mark.parametrize(

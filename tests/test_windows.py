@@ -29,6 +29,21 @@ def test_hann_windows_half_a_patch_apart_sum_to_one():
     np.testing.assert_allclose(total, 1, atol=1e-6)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(list(WINDOWS)),
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    patch=st.integers(1, 30),
+    data=st.data(),
+)
+def test_normalised_weights_sum_to_one_at_every_pixel(name, size, patch, data):
+    """Where every window answers 1, each pixel is the sum of its windows' shares."""
+    positions = plan_windows(size, patch, data.draw(st.integers(1, patch)))
+    ones = [np.ones((1, patch, patch), np.float32) for _ in positions]
+    total, _ = _blend(positions, ones, size=size, name=name)
+    np.testing.assert_allclose(total, 1, rtol=1e-5)
+
+
 def test_unknown_window_lists_the_known_ones():
     with pytest.raises(ValueError, match="hann, gaussian, uniform"):
         window_weights("triangle", 8)

@@ -10,15 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
 
-from renal_utils.metrics.object_matching import MODES, ObjectScores, match_objects
+from renal_utils.metrics.object_matching import MODES, Mask, ObjectScores, match_objects
 
 __all__ = [
     "MODES",
     "MaskPair",
     "ObjectScores",
-    "dice_of_masks",
+    "mask_dice",
     "match_objects",
     "mean_dice",
     "rank_teams",
@@ -27,20 +26,20 @@ __all__ = [
 
 
 class MaskPair(NamedTuple):
-    """The truth and the prediction of one patch or slide, on the same pixels.
+    """The truth and the prediction of one slide, on the same pixels.
 
     Attributes:
-        name: Of the patch or slide.
+        name: Of the slide.
         truth: Where the class is.
         predicted: Where it was found, after the threshold (the challenge's is 0.5).
     """
 
     name: str
-    truth: Bool[np.ndarray, "_ _"]
-    predicted: Bool[np.ndarray, "_ _"]
+    truth: Mask
+    predicted: Mask
 
 
-def dice_of_masks(truth: Bool[np.ndarray, "_ _"], predicted: Bool[np.ndarray, "_ _"]) -> float:
+def mask_dice(truth: Mask, predicted: Mask) -> float:
     """Return the Dice of two masks; 1 where both are empty.
 
     Raises:
@@ -52,22 +51,18 @@ def dice_of_masks(truth: Bool[np.ndarray, "_ _"], predicted: Bool[np.ndarray, "_
     return 2 * int((truth & predicted).sum()) / total if total else 1.0
 
 
-def mean_dice(pairs: Iterable[MaskPair], *, skip_empty: bool = False) -> float:
+def mean_dice(pairs: Iterable[tuple[Mask, Mask]], *, skip_empty: bool = False) -> float:
     """Return the mean of the Dice of each image: KPIs Task 1 (patches), HuBMAP (slides).
 
     Args:
-        pairs: One a patch or slide, read one by one.
+        pairs: Truth and prediction of each patch or slide, read one by one.
         skip_empty: Leave out images whose truth is empty, as the script of KPIs Task 1 does by
             its toolkit's default. HuBMAP scores all.
 
     Raises:
         ValueError: If no image is left.
     """
-    scores = [
-        dice_of_masks(pair.truth, pair.predicted)
-        for pair in pairs
-        if pair.truth.any() or not skip_empty
-    ]
+    scores = [mask_dice(t, p) for t, p in pairs if t.any() or not skip_empty]
     if not scores:
         raise ValueError("no image to score" + ("; all truths are empty" if skip_empty else ""))
     return float(np.mean(scores))
@@ -98,7 +93,7 @@ def score_slides(
     for pair in pairs:
         objects = match_objects(pair.truth, pair.predicted, mode=mode, min_area_px=min_area_px)
         rows[pair.name] = {
-            "dice": dice_of_masks(pair.truth, pair.predicted),
+            "dice": mask_dice(pair.truth, pair.predicted),
             "f1": objects.f1,
             "precision": objects.precision,
             "recall": objects.recall,

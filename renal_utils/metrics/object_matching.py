@@ -127,8 +127,8 @@ def _kpis_published(true_ids: np.ndarray, found_ids: np.ndarray, min_iou: float)
 
 MODES: Mapping[str, Callable[[np.ndarray, np.ndarray, float], Counts]] = {
     "one_to_one": _one_to_one,
-    "kpis_fixed": _kpis_fixed,
     "kpis_published": _kpis_published,
+    "kpis_fixed": _kpis_fixed,
 }
 
 
