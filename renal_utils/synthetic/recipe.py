@@ -34,6 +34,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "haze": (0.0, 1.0),
     "blur_um": (0.0, 5.0),
     "noise": (0.0, 30.0),
+    "bowman": (0.0, 2.5),
+    "collapsed_fraction": (0.0, 1.0),
+    "irregularity": (0.0, 3.0),
+    "capsule_scale": (0.3, 4.0),
+    "tuft_stain": (0.4, 2.5),
+    "epithelium": (0.3, 1.5),
+    "tubule_contrast": (0.0, 4.0),
+    "interstitium": (0.3, 2.5),
+    "patchiness": (0.0, 1.0),
 }
 
 
@@ -64,6 +73,17 @@ class Recipe:
         pen_mark: Whether somebody marked the slide with a pen.
         fold: Whether the section is folded somewhere.
         tear: Whether the section is torn somewhere.
+        bowman: Factor on the width of Bowman's space; 0 where tufts fill their capsules.
+        collapsed_fraction: Share of tufts that shrank to one side of their capsule.
+        irregularity: Factor on how far glomeruli are from round; above 1 they are oval too.
+        capsule_scale: Factor on the thickness of Bowman's capsule.
+        tuft_stain: Factor on both stains of glomeruli, nuclei apart.
+        epithelium: Factor on the height of tubules' walls: the lower, the wider the lumen.
+        tubule_contrast: Factor on how much tubules differ in stain from each other.
+        interstitium: Factor on the stains of the interstitium, nuclei apart.
+        patchiness: How much the stain changes from patch to patch, some of glomerular size.
+
+    The fields from ``bowman`` on are for domain randomisation; their defaults change nothing.
 
     Raises:
         ValueError: If a value lies outside its range (``RANGES``), or the slide is smaller than two
@@ -92,6 +112,15 @@ class Recipe:
     pen_mark: bool = False
     fold: bool = False
     tear: bool = False
+    bowman: float = 1.0
+    collapsed_fraction: float = 0.0
+    irregularity: float = 1.0
+    capsule_scale: float = 1.0
+    tuft_stain: float = 1.0
+    epithelium: float = 1.0
+    tubule_contrast: float = 1.0
+    interstitium: float = 1.0
+    patchiness: float = 0.0
 
     def __post_init__(self) -> None:
         check_mpp(self.mpp, where="recipe")
@@ -197,6 +226,11 @@ _RANDOM_EVEN = {
     "hue": (-1.0, 1.0),
     "haze": (0.0, 1.0),
     "noise": (0.0, 8.0),
+    "bowman": (0.0, 1.6),
+    "collapsed_fraction": (0.0, 0.35),
+    "irregularity": (1.0, 2.5),
+    "tubule_contrast": (0.5, 3.0),
+    "patchiness": (0.0, 0.9),
 }
 _RANDOM_LOG = {
     "glomerulus_um": (85.0, 210.0),
@@ -206,6 +240,10 @@ _RANDOM_LOG = {
     "haematoxylin": (0.6, 2.2),
     "pas": (0.7, 2.4),
     "blur_um": (0.2, 2.5),
+    "capsule_scale": (0.6, 2.8),
+    "tuft_stain": (0.75, 1.5),
+    "epithelium": (0.4, 1.15),
+    "interstitium": (0.5, 1.6),
 }
 
 
