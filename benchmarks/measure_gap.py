@@ -39,7 +39,7 @@ from renal_utils.models.build import build_model
 from renal_utils.patching import cut_patches
 from renal_utils.prediction import make_predictor
 from renal_utils.records import ImageRecord
-from renal_utils.runtime import atomic_path, read_json, seed_everything, write_json
+from renal_utils.runtime import atomic_path, pick_precision, read_json, seed_everything, write_json
 from renal_utils.slide_writing import write_pyramid
 from renal_utils.splits import split_by_column, split_by_donor
 from renal_utils.synthetic import (
@@ -52,9 +52,10 @@ from renal_utils.synthetic import (
 )
 from renal_utils.training import fit
 from renal_utils.training_plan import TrainingPlan
+from renal_utils.validation import forward_logits, logits_of
 from renal_utils.views import average_views
 
-FRACTIONS = {"train": 0.8, "val": 0.2, "test": 0.0}
+FRACTIONS = {"train": 0.8, "val": 0.2}
 BATCH, VALIDATIONS, CALIBRATION_STEPS = 8, 4, 6
 THRESHOLDS = np.arange(0.1, 0.91, 0.05)
 LEAST_PX = (0, 20, 40, 80, 120, 160, 240)
@@ -171,9 +172,11 @@ def count_steps(options: argparse.Namespace, rows: pd.DataFrame, folder: Path) -
         model = model.to(memory_format=torch.channels_last)
         loss = build_loss("bce_dice", weight=0.5, positive_weight=1.0)
         seconds = []
+        precision = pick_precision("auto", torch.device("cpu"))
         for batch in training_batches(rows, options, CALIBRATION_STEPS):
             started = time.perf_counter()
-            loss(model(batch["image"]), batch["target"]).backward()
+            logits = logits_of(forward_logits(model, batch["image"], precision))
+            loss(logits, batch["target"]).backward()
             seconds.append(time.perf_counter() - started)
         # a tenth for crops, optimiser and validation
         count = int(0.9 * options.minutes * 60 / np.median(seconds)) // VALIDATIONS * VALIDATIONS

@@ -132,6 +132,8 @@ class Recipe:
                 raise ValueError(f"recipe: {name} must lie in {low} to {high}, not {value}")
         if any(not 0.8 <= g <= 1.1 for g in self.gain) or len(self.gain) != 3:
             raise ValueError(f"recipe: gain needs three factors in 0.8 to 1.1, not {self.gain}")
+        if len(self.size_px) != 2:
+            raise ValueError(f"recipe: size_px must be width and height, not {self.size_px}")
         smallest = int(np.ceil(2 * self.glomerulus_um / self.mpp))
         if min(self.size_px) < smallest or max(self.size_px) > 200_000:
             raise ValueError(
@@ -218,9 +220,9 @@ def donor_recipe(group: str, rng: np.random.Generator, **fixed: Any) -> Recipe:
 # Fields that domain randomisation draws, wider than donors differ; those of the second group are
 # factors and scales, drawn evenly in their logarithm.
 _RANDOM_EVEN = {
-    "cortex_fraction": (0.5, 1.0),
+    "cortex_fraction": (0.65, 1.0),
     "glomerulus_spread": (0.08, 0.3),
-    "sclerosed_fraction": (0.0, 0.4),
+    "sclerosed_fraction": (0.0, 0.3),
     "mesangium": (0.1, 0.6),
     "fibrosis": (0.0, 0.6),
     "hue": (-1.0, 1.0),
