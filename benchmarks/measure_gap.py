@@ -206,7 +206,8 @@ class Answers:
         tp = fp = fn = found = missed = invented = 0
         for mask, truth in zip(self.masks(threshold, least), self.truths, strict=True):
             true = truth == 1
-            tp, fp, fn = tp + (mask & true).sum(), fp + (mask & ~true).sum(), fn + (~mask & true).sum()
+            tp, fp = tp + (mask & true).sum(), fp + (mask & ~true).sum()
+            fn += (~mask & true).sum()
             objects = match_objects(true, mask)
             found, invented, missed = found + objects.tp, invented + objects.fp, missed + objects.fn
         return {
