@@ -2,8 +2,8 @@
 
     python benchmarks/measure_gap.py data/hubmap_tiles build/gap --minutes 12 --back
 
-Draws ``--slides`` slides (`--recipes random` is domain randomisation, `donor` what the lessons
-use, ``--hold`` leaves fields of the recipe at their default), trains one network on them for about
+Draws ``--slides`` slides (`--recipes random` is domain randomisation, `odd` with odd shapes too,
+`donor` what the lessons use, ``--hold`` leaves fields of the recipe at their default), trains one network on them for about
 ``--minutes``, chooses threshold and least object on drawn slides that it was not trained on, and
 scores every real tile: Dice, and F1 of objects (one to one, IoU 0.5). No real pixel is used before
 the scores. ``--back`` then goes the other way: it trains on five real tiles of the training columns,
@@ -71,7 +71,8 @@ def make_recipe(options: argparse.Namespace, number: int) -> Recipe:
     if options.recipes == "donor":
         return donor_recipe(GROUPS[number % len(GROUPS)], rng, **fixed)
     defaults = {f.name: f.default for f in fields(Recipe)}
-    return random_recipe(rng, **fixed, **{name: defaults[name] for name in options.hold})
+    held = {name: defaults[name] for name in options.hold}
+    return random_recipe(rng, odd=options.recipes == "odd", **fixed, **held)
 
 
 def draw_slide(folder: Path, recipe: Recipe, number: int) -> ImageRecord:
@@ -321,7 +322,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tiles", help="real tiles and their tiles.csv")
     parser.add_argument("folder", type=Path, help="for slides, checkpoints and gap.csv")
-    parser.add_argument("--recipes", choices=["random", "donor"], default="random")
+    parser.add_argument("--recipes", choices=["random", "odd", "donor"], default="random")
     parser.add_argument("--hold", nargs="*", default=[], help="fields left at their default")
     parser.add_argument("--slides", type=int, default=60)
     parser.add_argument("--slide-px", type=int, default=1920)
