@@ -5,7 +5,8 @@
 Speed: megapixels a second of image, tissues, glomeruli and nuclei, of one slide of the lessons'
 recipe, planning included, on 1 and on 2 processes that share its bands; beside it what the
 processor itself worked, which other work on the machine does not touch. Memory: peak of a process
-that streams a slide band by band into a tiled pyramid, for a short slide and one four times as tall.
+that streams a slide band by band into a tiled pyramid, for a short slide and for one four times as
+tall.
 """
 
 import argparse

@@ -2,12 +2,13 @@
 
     python benchmarks/measure_gap.py data/hubmap_tiles build/gap --minutes 12 --back
 
-Draws ``--slides`` slides (`--recipes random` is domain randomisation, `odd` with odd shapes too,
-`donor` what the lessons use, ``--hold`` leaves fields of the recipe at their default), trains one network on them for about
-``--minutes``, chooses threshold and least object on drawn slides that it was not trained on, and
-scores every real tile: Dice, and F1 of objects (one to one, IoU 0.5). No real pixel is used before
-the scores. ``--back`` then goes the other way: it trains on five real tiles of the training columns,
-from the drawn network and from nothing, and scores the columns kept for test.
+Draws ``--slides`` slides and trains one network on them for about ``--minutes``. ``--recipes``:
+``random`` is domain randomisation, ``odd`` with odd shapes too, ``donor`` what the lessons use;
+``--hold`` leaves fields of the recipe at their default. Threshold and least object are chosen on
+drawn slides that it was not trained on. Then every real tile is scored: Dice, and F1 of objects
+(one to one, IoU 0.5). No real pixel is used before. ``--back`` goes the other way: it trains on
+five real tiles of the training columns, from the drawn network and from nothing, and scores the
+columns kept for test.
 
 Writes ``gap.csv``, a row a score. Slides, checkpoints and rows stay in the folder: what is there is
 not done again, and a training that was stopped goes on after its last validation.
