@@ -86,8 +86,10 @@ def describe(pictures: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndar
     middles = [_middle(rgb) for rgb in small]
     return {
         "histogram": np.stack(
-            [[np.bincount(m[..., c].ravel(), minlength=256) / m[..., c].size for c in range(3)]
-             for m in middles]
+            [
+                [np.bincount(m[..., c].ravel(), minlength=256) / m[..., c].size for c in range(3)]
+                for m in middles
+            ]
         ),
         "spectrum": np.stack([spectrum(m[..., 1].astype(float)) for m in middles]),
         "colour": np.stack([m.reshape(-1, 3).mean(0) for m in middles]),
@@ -120,9 +122,7 @@ def plot_statistics(found: dict[str, dict[str, np.ndarray]], path: Path) -> None
         axes[1, 0].loglog(cycles, mid, color=STYLES[kind])
         axes[1, 0].fill_between(cycles, low, high, color=STYLES[kind], alpha=0.15, linewidth=0)
         bins = np.linspace(0, 2.2, 23)
-        axes[1, 1].hist(
-            values["diameter"], bins, density=True, histtype="step", color=STYLES[kind]
-        )
+        axes[1, 1].hist(values["diameter"], bins, density=True, histtype="step", color=STYLES[kind])
         axes[1, 2].scatter(
             values["colour"][:, 1], values["contrast"], s=12, color=STYLES[kind], label=kind
         )
