@@ -1,52 +1,87 @@
-"""Measure how far drawn slides stand from real ones: train on drawn slides alone, score real tiles.
+"""Measure how far drawn slides stand from real ones: learn from drawn ones alone, score real ones.
 
-    python benchmarks/measure_gap.py data/hubmap_tiles build/gap --steps 600
+    python benchmarks/measure_gap.py data/hubmap_tiles build/gap --minutes 12 --back
 
-Draws ``--slides`` slides (`--recipes random` is domain randomisation, `donor` what the lessons
-use), trains one network on them, chooses its threshold on drawn slides that it was not trained on,
-and scores every real tile: Dice, and F1 of objects (one to one, IoU 0.5). No real pixel is used
-before the scores. Slides and checkpoint stay in the folder, so that a second run scores only.
+Draws ``--slides`` slides and trains one network on them for about ``--minutes``. ``--recipes``:
+``random`` is domain randomisation, ``odd`` with odd shapes too, ``donor`` what the lessons use;
+``--hold`` leaves fields of the recipe at their default. Threshold and least object are chosen on
+drawn slides that it was not trained on. Then every real tile is scored: Dice, and F1 of objects
+(one to one, IoU 0.5). No real pixel is used before. ``--back`` goes the other way: it trains on
+five real tiles of the training columns, from the drawn network and from nothing, and scores the
+columns kept for test.
+
+Writes ``gap.csv``, a row a score. Slides, checkpoints and rows stay in the folder: what is there is
+not done again, and a training that was stopped goes on after its last validation.
 """
 
 import argparse
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
-from compare_networks import object_f1
+import torch
+from compare_networks import COLUMN_L0, TEST, VAL
 
 from renal_utils.catalogue import read_dataset
-from renal_utils.checkpoints import load_checkpoint
+from renal_utils.checkpoints import CheckpointInfo, load_checkpoint
 from renal_utils.covering import cover_images
 from renal_utils.geometry import Box
+from renal_utils.labels import GLOMERULI
+from renal_utils.loading import PatchDataset, make_loader
 from renal_utils.losses import build_loss
+from renal_utils.metrics.challenge import match_objects
+from renal_utils.models.build import build_model
 from renal_utils.patching import cut_patches
+from renal_utils.prediction import make_predictor
 from renal_utils.records import ImageRecord
+from renal_utils.runtime import atomic_path, pick_precision, read_json, seed_everything, write_json
 from renal_utils.slide_writing import write_pyramid
-from renal_utils.splits import split_by_donor
-from renal_utils.synthetic import GROUPS, donor_recipe, draw_region, plan_slide, random_recipe
-from renal_utils.trials import Budget, Splits, make_splits, run_trial
-from renal_utils.validation import evaluate
+from renal_utils.splits import split_by_column, split_by_donor
+from renal_utils.synthetic import (
+    GROUPS,
+    Recipe,
+    donor_recipe,
+    draw_region,
+    plan_slide,
+    random_recipe,
+)
+from renal_utils.training import fit
+from renal_utils.training_plan import TrainingPlan
+from renal_utils.validation import forward_logits, logits_of
+from renal_utils.views import average_views
 
-FRACTIONS = {"train": 0.75, "val": 0.125, "test": 0.125}
+FRACTIONS = {"train": 0.8, "val": 0.2}
+BATCH, VALIDATIONS, CALIBRATION_STEPS = 8, 4, 6
+THRESHOLDS = np.arange(0.1, 0.91, 0.05)
+LEAST_PX = (0, 20, 40, 80, 120, 160, 240)
 
 
-def draw_slide(folder: Path, recipes: str, number: int, size_px: int) -> ImageRecord:
-    """Draw slide ``number`` with its glomeruli unless it is there; return its record."""
+# ---------------------------------------------------------------- drawn slides
+
+
+def make_recipe(options: argparse.Namespace, number: int) -> Recipe:
+    """Return the recipe of slide ``number``."""
+    rng = np.random.default_rng([options.seed + 2, number])
+    fixed: dict[str, Any] = {"size_px": (options.slide_px,) * 2, "mpp": options.mpp}
+    if options.recipes == "donor":
+        return donor_recipe(GROUPS[number % len(GROUPS)], rng, **fixed)
+    defaults = {f.name: f.default for f in fields(Recipe)}
+    held = {name: defaults[name] for name in options.hold}
+    return random_recipe(rng, odd=options.recipes == "odd", **fixed, **held)
+
+
+def draw_slide(folder: Path, recipe: Recipe, number: int) -> ImageRecord:
+    """Draw a slide with its glomeruli unless it is there; return its record."""
     image, truth = folder / f"{number:03d}.tiff", folder / f"{number:03d}-truth.tiff"
     if not truth.exists():
         cv2.setNumThreads(1)
-        rng = np.random.default_rng([2, number])
-        size = {"size_px": (size_px, size_px)}
-        if recipes == "random":
-            recipe = random_recipe(rng, **size)
-        else:
-            recipe = donor_recipe(GROUPS[number % len(GROUPS)], rng, **size)
-        drawn = draw_region(plan_slide(recipe, number), Box(0, 0, size_px, size_px))
+        drawn = draw_region(plan_slide(recipe, number), Box(0, 0, *recipe.size_px))
         write_pyramid(image, drawn.rgb, size_px=recipe.size_px, mpp=recipe.mpp, quality=85)
         mask = (drawn.glomeruli > 0).astype(np.uint8)
         write_pyramid(truth, mask, size_px=recipe.size_px, mpp=recipe.mpp, kind="labels")
@@ -59,74 +94,275 @@ def draw_slide(folder: Path, recipes: str, number: int, size_px: int) -> ImageRe
     )
 
 
-def drawn_splits(options: argparse.Namespace) -> Splits:
+def drawn_patches(options: argparse.Namespace, folder: Path) -> pd.DataFrame:
     """Draw the slides and return their patches, split by slide."""
-    folder = (options.folder / f"{options.recipes}_{options.slide_px}").resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(2) as pool:
-        jobs = [
-            pool.submit(draw_slide, folder, options.recipes, number, options.slide_px)
-            for number in range(options.slides)
-        ]
-        records = [job.result() for job in jobs]
+    recipes = [make_recipe(options, number) for number in range(options.slides)]
+    numbers = range(options.slides)
+    if options.workers > 1:
+        with ProcessPoolExecutor(options.workers) as pool:
+            records = list(pool.map(draw_slide, [folder] * len(recipes), recipes, numbers))
+    else:
+        records = [draw_slide(folder, *job) for job in zip(recipes, numbers, strict=True)]
     cut = {"patch_px": options.patch, "stride_px": options.patch // 2, "min_tissue": 0.3}
-    manifest = cut_patches(records, downsample=options.downsample, **cut)
-    return make_splits(split_by_donor(manifest, fractions=FRACTIONS), eval_patch_px=512)
+    manifest = cut_patches(records, downsample=options.drawn_downsample, **cut)
+    return split_by_donor(manifest, fractions=FRACTIONS)
 
 
-def main() -> int:
-    """Train on drawn slides, score the real tiles, print one row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tiles", help="real tiles and their tiles.csv")
-    parser.add_argument("folder", type=Path, help="for slides and checkpoints")
-    parser.add_argument("--recipes", choices=["random", "donor"], default="random")
-    parser.add_argument("--slides", type=int, default=24)
-    parser.add_argument("--slide-px", type=int, default=4096)
-    parser.add_argument("--model", default="unet_resnet34")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--downsample", type=float, default=4.0)
-    parser.add_argument("--patch", type=int, default=256)
-    parser.add_argument("--augmentation", default="stain")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    started = time.perf_counter()
-    drawn = drawn_splits(options)
-    ready = time.perf_counter()
-    budget = Budget(
-        steps=options.steps,
-        validations=4,
-        learning_rate=1e-3,
-        augmentation=options.augmentation,
-        jitter_px=options.patch // 2,
+# ---------------------------------------------------------------- training
+
+
+def train(
+    model: torch.nn.Module,
+    train_rows: pd.DataFrame,
+    val_rows: pd.DataFrame,
+    options: argparse.Namespace,
+    *,
+    folder: Path,
+    steps: int,
+    peak: float,
+) -> Path:
+    """Train a network, or go on with it; return the path of its best checkpoint."""
+    row = train_rows.iloc[0]
+    info = CheckpointInfo(
+        options.model,
+        {},
+        num_classes=1,
+        label_set="glomeruli",
+        downsample=float(row["downsample"]),
+        mpp=None if np.isnan(row["mpp"]) else float(row["mpp"] * row["downsample"]),
+        patch_px=options.patch,
+    )
+    plan = TrainingPlan(
+        epochs=VALIDATIONS,
+        learning_rate=peak,
+        weight_decay=1e-2,
+        monitor="val_best_dice",
         seed=options.seed,
     )
     loss = build_loss("bce_dice", weight=0.5, positive_weight=1.0)
-    name = f"{options.model}_{options.recipes}_{options.steps}_{options.seed}"
-    trial = run_trial(
-        options.model, drawn, loss=loss, budget=budget, folder=options.folder.resolve(), name=name
+    batches = training_batches(train_rows, options, steps // VALIDATIONS)
+    val = make_loader(PatchDataset(val_rows), batch_size=1, shuffle=False)
+    known = {"label_set": GLOMERULI, "info": info}
+    done = fit(
+        model, loss, batches, val, plan=plan, folder=folder, resume=True, progress=False, **known
+    )
+    return done.best_path
+
+
+def training_batches(rows: pd.DataFrame, options: argparse.Namespace, steps: int) -> Any:
+    """Return a loader of augmented crops, ``steps`` batches an epoch."""
+    data = PatchDataset(
+        rows,
+        augmentation=options.augmentation,
+        seed=options.seed,
+        jitter_px=options.patch // 2,
+        cache="memory",
+    )
+    return make_loader(
+        data, batch_size=BATCH, shuffle=True, seed=options.seed, steps_per_epoch=steps
+    )
+
+
+def count_steps(options: argparse.Namespace, rows: pd.DataFrame, folder: Path) -> int:
+    """Return how many steps fit into the minutes: measured once, then kept beside the training."""
+    if options.steps:
+        return options.steps
+    kept = folder / "steps.json"
+    if not kept.exists():
+        model = build_model(options.model, num_classes=1).train()
+        model = model.to(memory_format=torch.channels_last)
+        loss = build_loss("bce_dice", weight=0.5, positive_weight=1.0)
+        seconds = []
+        precision = pick_precision("auto", torch.device("cpu"))
+        for batch in training_batches(rows, options, CALIBRATION_STEPS):
+            started = time.perf_counter()
+            logits = logits_of(forward_logits(model, batch["image"], precision))
+            loss(logits, batch["target"]).backward()
+            seconds.append(time.perf_counter() - started)
+        # a tenth for crops, optimiser and validation
+        count = int(0.9 * options.minutes * 60 / np.median(seconds)) // VALIDATIONS * VALIDATIONS
+        write_json(kept, {"steps": max(VALIDATIONS, count)})
+    return int(read_json(kept)["steps"])
+
+
+# ---------------------------------------------------------------- scores
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network said of images, and the truth: 0, 1, 255 for unknown."""
+
+    probabilities: list[np.ndarray]
+    truths: list[np.ndarray]
+
+    def masks(self, threshold: float, least: int) -> list[np.ndarray]:
+        """Return where it sees glomeruli, without objects of fewer than ``least`` pixels."""
+        return [
+            _drop_small((p > threshold) & (t != 255), least)
+            for p, t in zip(self.probabilities, self.truths, strict=True)
+        ]
+
+    def scores(self, threshold: float, least: int) -> dict[str, float]:
+        """Return Dice, precision and recall of all pixels, F1 and counts of all objects."""
+        tp = fp = fn = found = missed = invented = 0
+        for mask, truth in zip(self.masks(threshold, least), self.truths, strict=True):
+            true = truth == 1
+            tp, fp = tp + (mask & true).sum(), fp + (mask & ~true).sum()
+            fn += (~mask & true).sum()
+            objects = match_objects(true, mask)
+            found, invented, missed = found + objects.tp, invented + objects.fp, missed + objects.fn
+        return {
+            "dice": 2 * tp / max(1, 2 * tp + fp + fn),
+            "precision": tp / max(1, tp + fp),
+            "recall": tp / max(1, tp + fn),
+            "object_f1": 2 * found / max(1, 2 * found + invented + missed),
+            "objects": found + missed,
+            "found": found,
+            "invented": invented,
+        }
+
+
+def _drop_small(mask: np.ndarray, least: int) -> np.ndarray:
+    _, ids, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    keep = stats[:, cv2.CC_STAT_AREA] >= least
+    keep[0] = False
+    return keep[ids]
+
+
+def answer(path: Path, rows: pd.DataFrame, side: int) -> Answers:
+    """Ask a network about squares that cover the images of a manifest once, in eight views."""
+    predict = average_views(make_predictor(load_checkpoint(path)[0]), flips=8)
+    squares = PatchDataset(cover_images(rows, patch_px=side))
+    probabilities, truths = [], []
+    for batch in make_loader(squares, batch_size=1, shuffle=False):
+        probabilities.append(predict(batch["image"])[0, 0].float().cpu().numpy())
+        truths.append(batch["target"][0].numpy().astype(np.uint8))
+    return Answers(probabilities, truths)
+
+
+def choose(answers: Answers) -> tuple[float, int]:
+    """Return the threshold of the best Dice, then the least object of the best object F1."""
+    threshold = max(THRESHOLDS, key=lambda t: answers.scores(t, 0)["dice"])
+    least = max(LEAST_PX, key=lambda px: answers.scores(threshold, px)["object_f1"])
+    return float(threshold), int(least)
+
+
+# ---------------------------------------------------------------- experiments
+
+
+def real_patches(options: argparse.Namespace) -> pd.DataFrame:
+    """Return the patches of the real tiles, split by column."""
+    cut = {"patch_px": options.patch, "stride_px": options.patch // 2}
+    records = read_dataset("tiles", options.tiles)
+    manifest = cut_patches(records, downsample=options.downsample, **cut)
+    columns = {"val_columns": VAL, "test_columns": TEST}
+    return split_by_column(manifest, column_l0=COLUMN_L0, **columns)
+
+
+def measure_drawn(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
+    """Train on drawn slides alone; return the rows of all real tiles and of the test columns."""
+    held = "-".join(["", *sorted(options.hold)]) if options.hold else ""
+    slides = f"slides_{options.recipes}{held}_{options.slide_px}_{options.mpp}_{options.seed}"
+    started = time.perf_counter()
+    drawn = drawn_patches(options, (options.folder / slides).resolve())
+    ready = time.perf_counter()
+    rows = {split: drawn[drawn["split"] == split] for split in ("train", "val")}
+    val_squares = cover_images(rows["val"], patch_px=options.square)
+    folder = (options.folder / name).resolve()
+    folder.mkdir(exist_ok=True)
+    steps = count_steps(options, rows["train"], folder)
+    seed_everything(options.seed)
+    model = build_model(options.model, num_classes=1)
+    path = train(
+        model, rows["train"], val_squares, options, folder=folder, steps=steps, peak=options.peak
     )
     trained = time.perf_counter()
-    tiles = cut_patches(
-        read_dataset("tiles", options.tiles),
-        patch_px=options.patch,
-        stride_px=options.patch,
-        downsample=options.downsample,
-    )
-    side = -(-1600 // int(options.downsample) // 32) * 32
-    real = Splits(tiles, tiles, cover_images(tiles, patch_px=side))
-    row = {"recipes": options.recipes, "steps": options.steps, "seed": options.seed}
+    on_drawn = answer(path, rows["val"], options.square)
+    threshold, least = choose(on_drawn)
+    real = real_patches(options)
+    row = {"name": name, "steps": steps, "threshold": threshold, "least_px": least}
     row |= {"draw_min": (ready - started) / 60, "train_min": (trained - ready) / 60}
-    row |= {"drawn_dice": trial.row()["test_dice"], "threshold": trial.threshold}
-    scores = evaluate(
-        load_checkpoint(trial.path)[0],
-        real.loader("test"),
-        label_set=drawn.label_set,
-        threshold=trial.threshold,
-    )
-    means = scores.loc["mean", ["dice", "precision", "recall"]].astype(float)
-    row |= {f"real_{key}": value for key, value in means.items()}
-    row |= {"real_object_f1": object_f1(trial, real)}
-    print(pd.DataFrame([row]).round(3).to_string(index=False))
+    row["drawn_dice"] = on_drawn.scores(threshold, least)["dice"]
+    parts = {"all real tiles": real, "test columns": real[real["split"] == "test"]}
+    return [
+        row | {"scored": part} | answer(path, some, options.square).scores(threshold, least)
+        for part, some in parts.items()
+    ]
+
+
+def measure_back(options: argparse.Namespace, name: str, drawn: str) -> list[dict[str, Any]]:
+    """Train on a few real tiles, from the drawn network and from nothing; return two rows."""
+    real = real_patches(options)
+    parts = {split: real[real["split"] == split] for split in ("train", "val", "test")}
+    tiles = parts["train"].groupby("image_id")["positive_fraction"].max()
+    whole = sorted(tiles[tiles > 0].index)
+    chosen = np.random.default_rng(options.seed).choice(whole, options.tiles_back, replace=False)
+    few = parts["train"][parts["train"]["image_id"].isin(chosen)]
+    val_squares = cover_images(parts["val"], patch_px=options.square)
+    rows = []
+    for start in ("drawn", "nothing"):
+        folder = (options.folder / f"{name}_from_{start}").resolve()
+        seed_everything(options.seed)
+        model = build_model(options.model, num_classes=1)
+        if start == "drawn":
+            model = load_checkpoint(next((options.folder / drawn).glob("best.safetensors")))[0]
+        begun = time.perf_counter()
+        settings = {"folder": folder, "steps": options.steps_back}
+        peak = options.peak / 2 if start == "drawn" else options.peak
+        path = train(model, few, val_squares, options, peak=peak, **settings)
+        minutes = (time.perf_counter() - begun) / 60
+        threshold, least = choose(answer(path, parts["val"], options.square))
+        row = {"name": f"{name}_from_{start}", "steps": options.steps_back, "train_min": minutes}
+        row |= {"threshold": threshold, "least_px": least, "scored": "test columns"}
+        rows.append(row | answer(path, parts["test"], options.square).scores(threshold, least))
+    return rows
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tiles", help="real tiles and their tiles.csv")
+    parser.add_argument("folder", type=Path, help="for slides, checkpoints and gap.csv")
+    parser.add_argument("--recipes", choices=["random", "odd", "donor"], default="random")
+    parser.add_argument("--hold", nargs="*", default=[], help="fields left at their default")
+    parser.add_argument("--slides", type=int, default=60)
+    parser.add_argument("--slide-px", type=int, default=1920)
+    parser.add_argument("--mpp", type=float, default=1.0, help="at which slides are drawn")
+    parser.add_argument("--drawn-downsample", type=float, default=5.0)
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    parser.add_argument("--model", default="unet_resnet34")
+    parser.add_argument("--minutes", type=float, default=12.0, help="of training")
+    parser.add_argument("--steps", type=int, default=0, help="instead of minutes")
+    parser.add_argument("--peak", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--downsample", type=float, default=8.0, help="of the real tiles")
+    parser.add_argument("--patch", type=int, default=128)
+    parser.add_argument("--square", type=int, default=224, help="side of what is scored at once")
+    parser.add_argument("--augmentation", default="strong")
+    parser.add_argument("--back", action="store_true", help="five real tiles, with and without")
+    parser.add_argument("--tiles-back", type=int, default=5)
+    parser.add_argument("--steps-back", type=int, default=200)
+    parser.add_argument("--name", default="", help="of the rows; made of the options otherwise")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Do what is not in the table yet and print the table."""
+    options = read_options()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    table = options.folder / "gap.csv"
+    held = f"_without_{'-'.join(sorted(options.hold))}" if options.hold else ""
+    name = options.name or f"{options.model}_{options.recipes}{held}_{options.seed}"
+    jobs = {name: lambda: measure_drawn(options, name)}
+    if options.back:
+        back = f"{name}_{options.tiles_back}_tiles"
+        jobs[f"{back}_from_nothing"] = lambda: measure_back(options, back, name)
+    for key, job in jobs.items():
+        done = pd.read_csv(table) if table.exists() else pd.DataFrame({"name": []})
+        if key not in set(done["name"]):
+            with atomic_path(table) as path:
+                pd.concat([done, pd.DataFrame(job())]).to_csv(path, index=False)
+    print(pd.read_csv(table).round(3).to_string(index=False))
     return 0
 
 

@@ -124,6 +124,7 @@ def make_augmentation(name: str, *, seed: int = 0) -> Augmentation:
             ``thesis_literal`` (the same with that of albumentations); ``stain`` (turned and scaled
             freely, stain, light, focus and noise varied: what we train on real tissue with);
             ``stain_he`` (the same for haematoxylin and eosin, where ``stain`` is for PAS);
+            ``strong`` (as ``stain``, but far wider: for what has to work in other laboratories);
             ``haru`` (HARU-Net's: flips and a rotation).
         seed: Shifts the seeds of all calls.
 
@@ -175,6 +176,29 @@ def _stain(
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.4))
     if rng.random() < 0.25:
         noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(2, 7))
+        image = cv2.add(image, noise, dtype=cv2.CV_8U)
+    return image, labels
+
+
+def _strong(image: Image, labels: Labels, rng: np.random.Generator) -> Augmented:
+    """Vary all that another laboratory may vary, so far that only shape and texture stay."""
+    image, labels = _warp(image, labels, rng)
+    image = jitter_stain(image, rng, strength=0.5)
+    gains, power = rng.uniform(0.8, 1.2, 3), rng.uniform(0.6, 1.6)
+    ramp = (np.arange(256)[:, None] / 255) ** power * 255 * gains + rng.uniform(-15, 15)
+    image = cv2.LUT(image, np.clip(ramp, 0, 255).astype(np.uint8)[None])
+    if rng.random() < 0.5:  # towards grey
+        grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        share = rng.uniform(0, 0.8)
+        image = cv2.addWeighted(image, 1 - share, grey, share, 0)
+    if rng.random() < 0.5:  # light that changes across the patch
+        slope = cv2.resize(rng.uniform(0.75, 1.25, (3, 3)), labels.shape[::-1])
+        image = np.clip(image * slope[..., None], 0, 255).astype(np.uint8)
+    soft = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.5))
+    if rng.random() < 0.5:  # blurred, or sharpened
+        image = soft if rng.random() < 0.5 else cv2.addWeighted(image, 1.7, soft, -0.7, 0)
+    if rng.random() < 0.4:
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(2, 12))
         image = cv2.add(image, noise, dtype=cv2.CV_8U)
     return image, labels
 
@@ -270,6 +294,7 @@ AUGMENTATIONS: Mapping[str, Callable[[], Callable[..., Augmented]]] = {
     "flips": lambda: _flip,
     "stain": lambda: _stain,
     "stain_he": lambda: partial(_stain, stain="he"),
+    "strong": lambda: _strong,
     "haru": lambda: _haru,
     "thesis": lambda: _ThesisList(literal=False),
     "thesis_literal": lambda: _ThesisList(literal=True),

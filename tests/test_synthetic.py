@@ -1,5 +1,6 @@
 """Drawn slides: recipes are checked, plans fit, pixels do not depend on how they are asked for."""
 
+import hashlib
 from dataclasses import replace
 
 import cv2
@@ -19,6 +20,7 @@ from renal_utils.synthetic import (
     random_recipe,
 )
 from renal_utils.synthetic.packing import power_cells, ring_area
+from renal_utils.synthetic.recipe import ODD_FIELDS
 
 SMALL = Recipe(size_px=(1500, 1400), glomerulus_um=140.0, tear=True, fold=True, pen_mark=True)
 RICH = replace(SMALL, fibrosis=0.3, sclerosed_fraction=0.4, glomeruli_per_mm2=20.0)
@@ -47,6 +49,12 @@ def whole(plan):
         ("group", "healthy", "NEP25"),
         ("gain", (1.0, 2.0, 1.0), "0.8 to 1.1"),
         ("size_px", (4096, 300), "740"),
+        ("size_px", (150, 150), "two glomeruli"),
+        ("bowman", -0.1, "0.0 to 2.5"),
+        ("collapsed_fraction", 1.1, "0.0 to 1.0"),
+        ("irregularity", 9.0, "0.0 to 3.0"),
+        ("epithelium", 0.0, "0.3 to 1.5"),
+        ("patchiness", float("inf"), "0.0 to 1.0"),
     ],
 )
 def test_bad_recipes_are_refused_with_the_allowed_range(field, value, words):
@@ -93,6 +101,38 @@ def test_a_region_equals_the_crop_of_a_larger_one(whole, box):
     part = draw_region(again, box)
     for name in ("rgb", "tissues", "glomeruli", "nuclei"):
         np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[box.slices])
+
+
+def test_a_region_of_a_random_slide_equals_the_crop_of_a_larger_one():
+    recipe = random_recipe(np.random.default_rng(4), odd=True, size_px=(1100, 1060), mpp=1.0)
+    assert recipe.patchiness > 0
+    larger = draw_region(plan_slide(recipe, seed=1), Box(900, 900, 200, 160))
+    part = draw_region(plan_slide(recipe, seed=1), Box(1010, 1000, 40, 50))
+    for name in ("rgb", "tissues", "glomeruli", "nuclei"):
+        crop = getattr(larger, name)[100:150, 110:150]
+        np.testing.assert_array_equal(getattr(part, name), crop)
+
+
+def test_slides_of_donors_stay_as_they_are():
+    """Golden: what was drawn before the recipe had its fields for domain randomisation.
+
+    Truths bit for bit. Of the picture the means, as processors differ in the last bit of exp.
+    """
+    recipe = donor_recipe(
+        "normal",
+        np.random.default_rng(5),
+        size_px=(1400, 1300),
+        tear=True,
+        fold=True,
+        pen_mark=True,
+    )
+    plan = plan_slide(recipe, 3)
+    drawn = draw_region(plan, Box(0, 0, 1400, 1300))
+    truths = (drawn.tissues, drawn.glomeruli, drawn.nuclei)
+    prefixes = [hashlib.sha256(truth.tobytes()).hexdigest()[:12] for truth in truths]
+    assert prefixes == ["7e6299ad5fe7", "161682f81fd3", "f9a2023c177c"]
+    means = drawn.rgb.reshape(-1, 3).mean(0)
+    np.testing.assert_allclose(means, [199.78567, 169.39732, 214.46946], atol=0.01)
 
 
 def test_blocks_meet_without_a_seam(plan, whole):
@@ -144,6 +184,68 @@ def test_glomeruli_have_the_size_of_the_recipe():
     table = plan_slide(recipe, seed=0).objects().query("kind == 'glomerulus'")
     diameters = 2 * np.sqrt(table["area_um2"] / np.pi)
     assert diameters.mean() == pytest.approx(recipe.glomerulus_um, rel=0.08)
+
+
+def _tuft_share(recipe):
+    """Return the share of the glomeruli that tufts fill, scars left out."""
+    alive = [g for g in plan_slide(recipe, seed=0).glomeruli if not g.sclerosed]
+    return np.mean([ring_area(g.tuft) / ring_area(g.outline) for g in alive])
+
+
+def test_bowmans_space_and_collapse_follow_the_recipe():
+    usual, filled, shrunken = (
+        _tuft_share(replace(SMALL, **change))
+        for change in ({}, {"bowman": 0.0}, {"collapsed_fraction": 1.0})
+    )
+    assert filled == pytest.approx(0.985**2, rel=1e-6)
+    assert shrunken < 0.8 * usual < 0.8 * filled
+
+
+def test_collapsed_and_oval_tufts_lie_within_their_capsules():
+    recipe = replace(SMALL, collapsed_fraction=1.0, irregularity=1.5, glomeruli_per_mm2=20.0)
+    glomeruli = plan_slide(recipe, seed=1).glomeruli
+    for g in glomeruli:
+        distance = [
+            cv2.pointPolygonTest(g.outline.astype(np.float32), point, True)
+            for point in g.tuft.astype(float).tolist()
+        ]
+        assert min(distance) > -1
+    assert len(glomeruli) > 3
+
+
+def _oval(recipe):
+    """Return the mean ratio of the axes of glomeruli."""
+    rings = [g.outline - g.outline.mean(0) for g in plan_slide(recipe, seed=0).glomeruli]
+    return np.mean([np.divide(*np.sqrt(np.linalg.eigvalsh(np.cov(r.T))[::-1])) for r in rings])
+
+
+def test_irregular_glomeruli_are_less_round():
+    assert _oval(replace(SMALL, irregularity=0.0)) == pytest.approx(1, abs=1e-6)
+    assert _oval(replace(SMALL, irregularity=2.5)) > _oval(SMALL) + 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "inside"),
+    [({"tuft_stain": 1.6}, True), ({"interstitium": 2.0}, False), ({"patchiness": 1.0}, None)],
+)
+def test_stain_fields_change_colours_where_they_should_and_no_truth(plan, whole, change, inside):
+    recipe = replace(plan.recipe, **change)
+    other = draw_region(plan_slide(recipe, seed=3), Box(0, 0, *plan.size_px))
+    for name in ("tissues", "glomeruli", "nuclei"):
+        np.testing.assert_array_equal(getattr(other, name), getattr(whole, name))
+    darker = whole.rgb[..., 1].astype(int) - other.rgb[..., 1]
+    of_glomeruli = cv2.erode((whole.glomeruli > 0).astype(np.uint8), np.ones((9, 9))) > 0
+    elsewhere = cv2.dilate((whole.glomeruli > 0).astype(np.uint8), np.ones((9, 9))) == 0
+    if inside is None:
+        assert darker[elsewhere].std() > 4 and abs(darker[elsewhere].mean()) < 25
+    else:
+        changed, same = (of_glomeruli, elsewhere) if inside else (elsewhere, of_glomeruli)
+        assert darker[changed].mean() > 1 and np.abs(darker[same]).max() == 0
+
+
+def test_low_epithelium_gives_wide_lumens():
+    tubules = [plan_slide(replace(SMALL, epithelium=e), seed=0).tubules for e in (0.5, 1.0)]
+    np.testing.assert_allclose(tubules[0].wall_px, 0.5 * tubules[1].wall_px)
 
 
 def test_plans_scale_with_mpp():
@@ -239,5 +341,8 @@ def test_random_recipes_are_valid_repeatable_and_wider_than_those_of_donors():
         spread = [np.ptp([getattr(r, name) for r in recipes]) for recipes in (made, donors)]
         assert spread[0] > 1.5 * spread[1], name
     assert random_recipe(np.random.default_rng(0), mpp=1.0).mpp == 1.0
+    odd = [random_recipe(np.random.default_rng(i), odd=True) for i in range(40)]
+    assert {r.patchiness for r in made} == {Recipe.patchiness} and made[3].hue == odd[3].hue
+    assert all(len({getattr(r, name) for r in odd}) == 40 for name in ODD_FIELDS)
     with pytest.raises(ValueError, match="mpp"):
         random_recipe(np.random.default_rng(0), mpp=50.0)

@@ -22,6 +22,7 @@ _WHITE = np.array([246.0, 244.0, 247.0])
 _LEAN = np.array([[-0.04, 0.0, 0.06], [0.03, -0.02, 0.08]])
 _BLUER = np.array([[0.07, -0.02, -0.05], [0.07, -0.03, -0.06]])
 _HAZE = (0.07, 0.17)  # haematoxylin and PAS of full haze
+_PATCH = 0.35  # by how much, in logarithms, patchiness of 1 changes the stains
 _CHROMATIN = 0.62  # haematoxylin of an ordinary nucleus
 
 
@@ -43,6 +44,9 @@ def colour(canvas: Canvas, plan: SlidePlan, fibrosis: Plane) -> UInt8[np.ndarray
     noise = noise_tiles(recipe.mpp, canvas.size)
     haematoxylin, pas = _concentrations(canvas, plan, fibrosis)
     strength = canvas.spread(plan.terrain.shade, plan.terrain.cell)
+    if plan.terrain.patches is not None:
+        patches = canvas.spread(plan.terrain.patches, plan.terrain.cell)
+        strength *= np.exp(np.float32(_PATCH * recipe.patchiness) * np.clip(patches, -2, 2))
     strength *= _thickness(canvas, plan)
     haematoxylin *= strength * np.float32(recipe.haematoxylin)
     pas *= strength * np.float32(recipe.pas)
@@ -77,6 +81,10 @@ def _concentrations(canvas: Canvas, plan: SlidePlan, fibrosis: Plane) -> tuple[P
     pas = cv2.LUT(canvas.material, materials.PAS) * canvas.tint
     pas *= np.maximum(texture, np.float32(-0.9)) + 1
     pas *= 1 + np.float32(0.5) * scar
+    if plan.recipe.interstitium != 1:
+        between = canvas.material == materials.ID["interstitium"]
+        haematoxylin[between] *= np.float32(plan.recipe.interstitium)
+        pas[between] *= np.float32(plan.recipe.interstitium)
     if plan.recipe.haze > 0:
         haze = cv2.LUT(canvas.material, materials.VOID) * canvas.veil
         haze *= np.float32(plan.recipe.haze) * (1 + np.float32(0.12) * grain)

@@ -29,6 +29,7 @@ class Terrain:
         fibrosis: 0 to 1, how fibrotic the interstitium is.
         shade: Slow change of the stain, near 1.
         inside: Where tissue is.
+        patches: Change of the stain from patch to patch, about unit variance; None for none.
     """
 
     cell: float
@@ -40,10 +41,12 @@ class Terrain:
     fibrosis: np.ndarray
     shade: np.ndarray
     inside: np.ndarray
+    patches: np.ndarray | None = None
 
 
 def survey_terrain(recipe: Recipe, rng: np.random.Generator) -> Terrain:
     """Lay out tissue edge, cortex, rays and fibrosis of a slide."""
+    odd = rng.spawn(1)[0]  # leaves ``rng`` as it is
     size = np.array(recipe.size_px, float)
     cell = FIELD_CELL_UM / recipe.mpp
     shape = (int(np.ceil(size[1] / cell)), int(np.ceil(size[0] / cell)))
@@ -62,7 +65,10 @@ def survey_terrain(recipe: Recipe, rng: np.random.Generator) -> Terrain:
     fibrosis = _fibrosis(shape, cortex, recipe, rng)
     shade = 1 + 0.07 * coarse_field(shape, 350 / FIELD_CELL_UM, rng)
     inside = _points_in(outline, places)
-    return Terrain(cell, outline, capsule, pole, cortex, ray, fibrosis, shade, inside)
+    patches = None
+    if recipe.patchiness > 0:
+        patches = coarse_field(shape, odd.uniform(30, 110) / FIELD_CELL_UM, odd)
+    return Terrain(cell, outline, capsule, pole, cortex, ray, fibrosis, shade, inside, patches)
 
 
 def _tissue_outline(

@@ -197,9 +197,10 @@ def _finish_tubules(
     rings = rings + ring_normals(rings) * gap[..., None]
     half = np.array([2 * ring_area(r) / np.hypot(*np.diff(r, axis=0).T).sum() for r in rings])
     wall = np.array(EPITHELIUM_SHARE)[kinds] * half * rng.uniform(0.78, 1.22, len(kinds))
+    wall *= recipe.epithelium
     wall = np.minimum(wall, np.array(EPITHELIUM_LIMIT_UM)[kinds] * um)
     mean_fibrosis = fibrosis.mean(1)
     wall *= (1 - 0.45 * mean_fibrosis) * (1 - 0.25 * recipe.haze)
-    tint = np.exp(rng.normal(0, 0.1, len(kinds)))
+    tint = np.exp(rng.normal(0, 0.1 * recipe.tubule_contrast, len(kinds)))
     content = np.exp(np.clip(rng.normal(0.1, 0.7, len(kinds)), -1.5, 0.9))
     return Tubules(rings, kinds, wall, tint, content, mean_fibrosis)

@@ -76,22 +76,31 @@ def make_glomerulus(
         rng: Its own source of chance.
     """
     um = 1 / recipe.mpp
-    outline = wobbly_ring(radius, rng, wobble=0.045) + xy
+    odd = rng.spawn(1)[0]  # leaves ``rng`` as it is, so that the other draws do not change
+    outline = wobbly_ring(radius, rng, wobble=0.045 * recipe.irregularity)
+    outline = _stretch(outline, recipe.irregularity, odd) + xy
     empty = np.zeros((0, 24, 2))
     capsule = rng.uniform(1.3, 2.2) * um * recipe.wall_scale * (1.8 if sclerosed else 1)
-    tint = (float(rng.normal(1, 0.06)), float(rng.normal(1, 0.06)))
+    capsule *= recipe.capsule_scale
+    tint = (float(rng.normal(1, 0.06) * recipe.tuft_stain), float(rng.normal(1, 0.06)))
     parts = (number, xy, radius, sclerosed, outline, capsule)
     if sclerosed:
         tuft = (outline - xy) * rng.uniform(0.86, 0.97) + rng.normal(0, 0.02 * radius, 2) + xy
         return Glomerulus(*parts, tuft, empty, np.zeros(0, bool), [], empty, [], tint)
-    tuft, lobes = _make_tuft(outline - xy, radius, 1 - 0.65 * recipe.haze, rng)
+    room = (1 - 0.65 * recipe.haze) * recipe.bowman
+    tuft, lobes = _make_tuft(outline - xy, radius, room, rng)
+    at = np.asarray(xy)
+    if odd.random() < recipe.collapsed_fraction:
+        shrink, turn = odd.uniform(0.5, 0.85), odd.uniform(0, 2 * np.pi)
+        aside = 0.85 * (1 - shrink) * np.linalg.norm(outline - xy, axis=1).min() * odd.random()
+        at = at + np.array([np.cos(turn), np.sin(turn)]) * aside
+        tuft, lobes, radius = tuft * shrink, lobes * shrink, radius * shrink
     cells, middles = _tuft_cells(tuft, 7.6 * um * rng.uniform(0.92, 1.1), rng)
     stalk, seam = _lobe_distances(middles, lobes)
     solid = _solid_places(middles, radius, recipe, rng)
     mesangial, slit = _pick_roles(stalk, seam, middles, radius, recipe.mesangium, rng)
     slit &= ~solid
     loop = ~(mesangial | slit | solid)
-    at = np.asarray(xy)
     loops = _rounded([c for c, k in zip(cells, loop, strict=True) if k], 0.5 * um, at, rng)
     return Glomerulus(
         *parts,
@@ -103,6 +112,16 @@ def make_glomerulus(
         [c + at for c, k in zip(cells, solid, strict=True) if k],
         tint,
     )
+
+
+def _stretch(ring: np.ndarray, irregularity: float, rng: np.random.Generator) -> np.ndarray:
+    """Stretch a ring about (0, 0) along a chance direction, by at most a fifth; keep its area."""
+    if irregularity <= 1:
+        return ring
+    turn, longer = rng.uniform(0, np.pi), 1 + rng.uniform(0, 0.1) * (irregularity - 1)
+    along = np.array([np.cos(turn), np.sin(turn)])
+    across = np.array([-along[1], along[0]])
+    return np.outer(ring @ along, along) * longer + np.outer(ring @ across, across) / longer
 
 
 def _make_tuft(
