@@ -191,7 +191,7 @@ def test_objects_are_written_one_at_a_time(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_hundred_thousand_objects_are_written_in_little_memory_and_read_back(tmp_path: Path):
-    """Their texts are over 20 MB, which would show; a minute is several times what it takes."""
+    """Their texts are over 20 MB, which would show; two minutes are several times what it takes."""
     memory, process = [], psutil.Process()
 
     def generate():
@@ -207,7 +207,7 @@ def test_a_hundred_thousand_objects_are_written_in_little_memory_and_read_back(t
     assert write_geojson(path, generate(), label_set=GLOMERULI) == 100_000
     assert max(memory) - memory[5] < 1e7 < 2e7 < path.stat().st_size
     objects = read_polygons(path)
-    assert time.process_time() - started < 60
+    assert time.process_time() - started < 120
     assert len(objects) == 100_000
     assert objects[-1].polygon.area == 7 * (99_999 % 8 + 1)
 
