@@ -13,7 +13,6 @@ from renal_utils.trials import Budget
 from renal_utils.validation import evaluate
 
 
-
 class _EnoughError(Exception):
     pass
 
