@@ -27,7 +27,7 @@ FLOORS = {
     3: """manifests patch_reader patching covering splits leaks datasets overview drawn_donors
         nuclei_maps archive catalogue window_reader stitch_plan slide_results stitching
         segmented findings review viewer""",
-    4: """loading trials nuclei_trials studies course segment_settings segmenting submissions
+    4: """loading trials transfer nuclei_trials studies course segment_settings segmenting submissions
         reports""",
     5: "cli",
 }

@@ -30,7 +30,9 @@ def summarise(findings: pd.DataFrame, *, level: float | int = LEVEL) -> list[str
     for measure, text in texts.items():
         if measure in rows.index and not pd.isna(rows.loc[measure, "value"]):
             sentences.append(text.format(tell(rows.loc[measure])))
-    return [*sentences, f"Figures in brackets are {level:.0%} intervals."]
+    if any("(" in sentence for sentence in sentences):
+        sentences.append(f"Figures in brackets are {level:.0%} intervals.")
+    return sentences
 
 
 def tell(row: pd.Series) -> str:
