@@ -1,6 +1,6 @@
 """Train without each disease group of the drawn slides, and score every network on every group.
 
-    python benchmarks/leave_group_out.py notebooks/results/14_leave_group_out.csv --steps 120 --seeds 3
+    python benchmarks/leave_group_out.py build/leave_group_out.csv --steps 120 --seeds 3
 
 Writes one row for each seed, group left out and group scored on (``transfer.leave_one_group_out``).
 A seed that is in the table already is not trained again. Lesson 14 draws the table.

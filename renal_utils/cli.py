@@ -165,6 +165,7 @@ def _add_segment(verbs: Any) -> None:
     segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     segment.add_argument("--precision", default="auto", help="auto, 32-true, bf16-mixed")
     segment.add_argument("--workers", type=int, default=1, help="slides at once, in processes")
+    segment.add_argument("--dask", metavar="ADDRESS", help="a Dask scheduler whose workers do it")
     segment.add_argument("--restart", action="store_true", help="discard an earlier, other result")
     segment.add_argument(
         "--submission", type=Path, metavar="CSV", help="write HuBMAP's id,predicted"
@@ -404,14 +405,14 @@ def _segment(options: argparse.Namespace) -> int:
 
     given = {name: getattr(options, name) for name in SegmentSettings.__dataclass_fields__}
     settings = SegmentSettings(**given | {"checkpoints": tuple(options.checkpoints)})
-    if len(options.slides) == 1 and not (options.out / LEDGER_NAME).exists():
+    alone = len(options.slides) == 1 and not options.dask
+    if alone and not (options.out / LEDGER_NAME).exists():
         result = segment_slide(options.slides[0], options.out, settings)
         _print_result(result, settings)
         folders = {options.slides[0]: options.out}
     else:
-        outcomes = segment_slides(
-            options.slides, options.out, settings, workers=options.workers, progress=True
-        )
+        how = {"workers": options.workers, "dask": options.dask}
+        outcomes = segment_slides(options.slides, options.out, settings, **how, progress=True)
         for outcome in outcomes:
             print(f"{outcome.slide}: {outcome.told()}")
         folders = {o.path: o.folder for o in outcomes if o.is_done}

@@ -1,20 +1,24 @@
 """Segmenting: checkpoints and slides in, folders of results out, for one slide or many.
 
-Many slides are worked off one by one or in processes. A slide that fails is told of at the end and
-stops none of the others, even if its process dies. A ledger remembers by content which slides are
-done: slide (path, size, time of change), weights and settings; those are not opened again.
+Many slides are worked off one by one, in processes or on a Dask cluster. A slide that fails is told
+of at the end and stops none of the others, even if its process dies. A ledger remembers by content
+which slides are done: slide (path, size, time of change), weights and settings; those are not
+opened again.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from renal_utils.dask_clusters import connect
 from renal_utils.labels import get_label_set
 from renal_utils.progress import progress_bar
 from renal_utils.result_folder import content_key, is_finished
@@ -98,6 +102,7 @@ def segment_slides(
     settings: SegmentSettings,
     *,
     workers: int = 1,
+    dask: str | None = None,
     progress: bool = False,
 ) -> list[SlideOutcome]:
     """Segment many slides, each into a folder of ``out`` called by its name.
@@ -107,6 +112,8 @@ def segment_slides(
         out: Folder of folders, and of the ledger.
         settings: Of all of them.
         workers: Slides at once. From 2 on each slide gets a process of its own.
+        dask: Address of a Dask scheduler, whose workers (of one thread each) segment instead; they
+            must see slides, checkpoints and ``out`` at the same paths.
         progress: Show a bar, over slides.
 
     Returns:
@@ -115,6 +122,7 @@ def segment_slides(
     Raises:
         ValueError: If two slides have the same name, or the checkpoints cannot be used together.
         OSError: If a checkpoint is missing.
+        ConnectionError: If no Dask scheduler answers, or it has no worker.
     """
     slides, out = [Path(path) for path in paths], Path(out)
     _check_names(slides)
@@ -125,11 +133,14 @@ def segment_slides(
     ledger = _Ledger(out / LEDGER_NAME)
 
     def work(path: Path) -> SlideOutcome:
-        return _one_of_many(path, out / slide_name(path.name), settings, (hashes, ledger, workers))
+        return _one_of_many(path, out / slide_name(path.name), settings, (hashes, ledger, run))
 
-    with ThreadPoolExecutor(workers) as pool:
+    with _way_to_run(workers, dask) as (run, at_once), ThreadPoolExecutor(at_once) as pool:
         done = pool.map(work, slides)
         return list(progress_bar(done, total=len(slides), unit="slide", disable=not progress))
+
+
+_Run = Callable[[Path, Path, SegmentSettings], dict[str, int]]
 
 
 class _Ledger:
@@ -163,18 +174,17 @@ def _one_of_many(
     path: Path,
     folder: Path,
     settings: SegmentSettings,
-    shared: tuple[Sequence[str], _Ledger, int],
+    shared: tuple[Sequence[str], _Ledger, _Run],
 ) -> SlideOutcome:
     """Segment one slide unless the ledger says it is done; turn any error into an outcome."""
-    hashes, ledger, workers = shared
+    hashes, ledger, run = shared
     started = time.perf_counter()
     try:
         key = _slide_key(path, settings, hashes)
         before = ledger.find(key)
         if before and before["folder"] == folder.name and is_finished(folder):
             return SlideOutcome(path, folder, "kept", before["counts"])
-        run: Callable[..., Mapping[str, int]] = _run if workers == 1 else _run_apart
-        counts = run(path, folder, settings, workers)
+        counts = run(path, folder, settings)
     except Exception as error:  # of whatever kind: the other slides go on
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         ledger.add(slide=path.name, folder=folder.name, status="failed", error=text)
@@ -185,18 +195,40 @@ def _one_of_many(
     return SlideOutcome(path, folder, "done", counts, seconds)
 
 
-def _run(path: Path, folder: Path, settings: SegmentSettings, workers: int) -> dict[str, int]:
+@contextmanager
+def _way_to_run(workers: int, dask: str | None) -> Iterator[tuple[_Run, int]]:
+    """Give the function that segments a slide, and how many slides go on at once."""
+    if dask is None:
+        yield (_run if workers == 1 else partial(_run_apart, workers=workers)), workers
+        return
+    with connect(dask) as client:
+        there = len(client.scheduler_info(n_workers=-1)["workers"])
+        if not there:
+            raise ConnectionError(f"the Dask scheduler at {dask} has no worker; start one there")
+        yield partial(_run_on, client), there
+
+
+def _run(path: Path, folder: Path, settings: SegmentSettings) -> dict[str, int]:
     return segment_slide(path, folder, settings, progress=False).counts
 
 
-def _run_apart(path: Path, folder: Path, settings: SegmentSettings, workers: int) -> dict[str, int]:
+def _run_on(client: Any, path: Path, folder: Path, settings: SegmentSettings) -> dict[str, int]:
+    """Segment on a worker of a Dask cluster; if that is lost, another one goes on from there."""
+    checkpoints = tuple(Path(checkpoint).resolve() for checkpoint in settings.checkpoints)
+    settings = replace(settings, checkpoints=checkpoints)
+    return client.submit(_run, path.resolve(), folder.resolve(), settings, pure=False).result()
+
+
+def _run_apart(
+    path: Path, folder: Path, settings: SegmentSettings, *, workers: int
+) -> dict[str, int]:
     """Segment in a process of its own, which may die without harm to the others."""
     threads = max(1, count_cores() // workers)
     with ProcessPoolExecutor(
         1, mp_context=get_context("spawn"), initializer=_limit_threads, initargs=(threads,)
     ) as pool:
         try:
-            return pool.submit(_run, path, folder, settings, workers).result()
+            return pool.submit(_run, path, folder, settings).result()
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "its process died, most likely because memory ran out; run again with fewer "

@@ -19,7 +19,7 @@ FLOORS = {
         growth instances seams piecewise augment
         losses metrics models polygons polygon_files objects rle windows bands bandstore
         row_writer tile_cache optimisation prediction views intervals distributed result_folder
-        notebooks run_names recording process_ties""",
+        notebooks run_names recording process_ties dask_clusters""",
     2: """slide_levels tiff_files slide_files slide_writing slides label_samplers instance_sources
         label_sources
         annotations synthetic checkpoints validation training_plan training_step run_state
@@ -27,8 +27,8 @@ FLOORS = {
     3: """manifests patch_reader patching covering splits leaks datasets overview drawn_donors
         nuclei_maps archive catalogue window_reader stitch_plan slide_results stitching
         segmented findings review viewer""",
-    4: """loading trials transfer nuclei_trials studies course segment_settings segmenting submissions
-        reports""",
+    4: """loading trials transfer nuclei_trials studies course segment_settings segmenting
+        submissions reports""",
     5: "cli",
 }
 ORDER = [name for modules in FLOORS.values() for name in modules.split()]
@@ -44,7 +44,7 @@ KEPT_IN = {
     "anywidget": {"viewer"},
     "traitlets": {"viewer"},
     "papermill": {"studies"},
-    "distributed": {"studies"},
+    "distributed": {"studies", "dask_clusters"},
     "optuna": {"studies"},
     "nbclient": {"studies"},
     "nbformat": {"notebooks", "studies"},

@@ -141,6 +141,28 @@ def test_processes_give_the_same_bytes_and_may_die(tmp_path, settings, slides, m
     assert "its process died" in died.error
 
 
+@pytest.mark.slow
+def test_a_dask_cluster_gives_the_same_bytes_and_goes_on_past_what_fails(
+    tmp_path, settings, slides
+):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+    ) as cluster:
+        there = cluster.scheduler_address
+        outcomes = segment_slides(slides, tmp_path / "dask", settings, dask=there)
+        again = segment_slides(slides, tmp_path / "dask", settings, dask=there)
+    alone = segment_slides(slides, tmp_path / "alone", settings)
+    assert _statuses(outcomes) == _statuses(alone)
+    assert _statuses(again) == ["kept" if s == "done" else s for s in _statuses(alone)]
+    for outcome, other in zip(outcomes, alone, strict=True):
+        if outcome.is_done:
+            for name in ("labels.ome.tiff", "probability.ome.tiff", "objects.csv"):
+                assert (outcome.folder / name).read_bytes() == (other.folder / name).read_bytes()
+    with pytest.raises(ConnectionError, match="no Dask scheduler"):
+        segment_slides(slides, tmp_path / "none", settings, dask="tcp://127.0.0.1:9")
+
+
 def _die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -8,9 +8,9 @@ import os
 import time
 from typing import Any
 
+from renal_utils.dask_clusters import connect
 from renal_utils.studies.jobs import Job, Outcome, execute_job, sign
 
-_CONNECT = 10.0  # seconds to wait for it at the start
 _LOOK_AGAIN = 0.1  # seconds between looks at whether the scheduler is still there
 _GIVE_UP = 10.0  # seconds without it after which it counts as gone
 
@@ -28,7 +28,7 @@ class DaskWorkers:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._client = _connect(address)
+        self._client = connect(address)
         self._jobs: dict[Any, Job] = {}
         self._silent_since: float | None = None
         if not self._count():
@@ -103,19 +103,3 @@ class DaskWorkers:
 
 def _execute_signed(job: Job) -> Outcome:
     return sign(execute_job(job))
-
-
-def _connect(address: str) -> Any:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise RuntimeError(
-            "a Dask cluster was asked for, but Dask is not installed: pip install renal-utils[dask]"
-        ) from error
-    try:
-        return Client(address, timeout=_CONNECT, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise ConnectionError(
-            f"no Dask scheduler answers at {address}; start one (dask scheduler), or leave out "
-            f"--dask to use processes of this machine ({type(error).__name__})"
-        ) from error

@@ -1,0 +1,27 @@
+"""Dask clusters: the way to one, for studies and for many slides."""
+
+from typing import Any
+
+_SECONDS = 10.0  # to wait for an answer
+
+
+def connect(address: str) -> Any:
+    """Return a client of the Dask scheduler at an address.
+
+    Raises:
+        RuntimeError: If Dask is not installed.
+        ConnectionError: If no scheduler answers.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise RuntimeError(
+            "a Dask cluster was asked for, but Dask is not installed: pip install renal-utils[dask]"
+        ) from error
+    try:
+        return Client(address, timeout=_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ConnectionError(
+            f"no Dask scheduler answers at {address}; start one (dask scheduler), or leave out "
+            f"--dask to use processes of this machine ({type(error).__name__})"
+        ) from error
