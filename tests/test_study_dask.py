@@ -88,7 +88,7 @@ def test_scheduler_and_worker_do_a_study_and_a_lost_scheduler_loses_no_finished_
 
 
 def test_no_scheduler_is_a_clear_message(tmp_path, monkeypatch):
-    monkeypatch.setattr(study_dask, "_CONNECT", 0.5)
+    monkeypatch.setattr("renal_utils.dask_clusters._SECONDS", 0.5)
     plan = StudyPlan(write_case(tmp_path), tmp_path / "study", grid={"size": [1]})
     with pytest.raises(ConnectionError, match="no Dask scheduler answers at tcp"):
         run_study(plan, dask="tcp://127.0.0.1:9")
