@@ -147,7 +147,7 @@ def test_a_dask_cluster_gives_the_same_bytes_and_goes_on_past_what_fails(
 ):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
     ) as cluster:
         there = cluster.scheduler_address
         outcomes = segment_slides(slides, tmp_path / "dask", settings, dask=there)

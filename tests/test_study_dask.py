@@ -45,7 +45,7 @@ def test_a_local_cluster_does_a_study_and_replaces_a_killed_worker(tmp_path):
     plan = StudyPlan(write_case(tmp_path), tmp_path / "study", grid=grid,
                      parameters={"marker": str(tmp_path / "marker")})  # fmt: skip
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
     ) as cluster:
         table = run_study(plan, dask=cluster.scheduler_address).set_index("kind")
     assert table["status"].to_list() == ["failed", "finished"]
