@@ -10,7 +10,7 @@ def connect(address: str) -> Any:
 
     Raises:
         RuntimeError: If Dask is not installed.
-        ConnectionError: If no scheduler answers.
+        ConnectionError: If no scheduler answers, or it has no worker.
     """
     try:
         from distributed import Client
@@ -19,9 +19,20 @@ def connect(address: str) -> Any:
             "a Dask cluster was asked for, but Dask is not installed: pip install renal-utils[dask]"
         ) from error
     try:
-        return Client(address, timeout=_SECONDS, set_as_default=False)
+        client = Client(address, timeout=_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise ConnectionError(
             f"no Dask scheduler answers at {address}; start one (dask scheduler), or leave out "
             f"--dask to use processes of this machine ({type(error).__name__})"
         ) from error
+    if not count_workers(client):
+        client.close()
+        raise ConnectionError(
+            f"the Dask scheduler at {address} has no worker; start one: dask worker {address}"
+        )
+    return client
+
+
+def count_workers(client: Any) -> int:
+    """Return how many workers a cluster has now."""
+    return len(client.scheduler_info(n_workers=-1)["workers"])

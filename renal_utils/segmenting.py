@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from renal_utils.dask_clusters import connect
+from renal_utils.dask_clusters import connect, count_workers
 from renal_utils.labels import get_label_set
 from renal_utils.progress import progress_bar
 from renal_utils.result_folder import content_key, is_finished
@@ -202,10 +202,7 @@ def _way_to_run(workers: int, dask: str | None) -> Iterator[tuple[_Run, int]]:
         yield (_run if workers == 1 else partial(_run_apart, workers=workers)), workers
         return
     with connect(dask) as client:
-        there = len(client.scheduler_info(n_workers=-1)["workers"])
-        if not there:
-            raise ConnectionError(f"the Dask scheduler at {dask} has no worker; start one there")
-        yield partial(_run_on, client), there
+        yield partial(_run_on, client), count_workers(client)
 
 
 def _run(path: Path, folder: Path, settings: SegmentSettings) -> dict[str, int]:

@@ -89,8 +89,8 @@ def match_objects(
         raise ValueError(f"min_iou must lie in (0, 1], not {min_iou}; 0.5 is usual")
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; the modes are {', '.join(MODES)}")
-    masks = [_components(mask, min_area_px)[0] for mask in (truth, predicted)]
-    tp, fp, fn = MODES[mode](*masks, min_iou)
+    true_ids, found_ids = (_components(mask, min_area_px) for mask in (truth, predicted))
+    tp, fp, fn = MODES[mode](true_ids, found_ids, min_iou)
     return ObjectScores(tp=tp, fp=fp, fn=fn, mode=mode)
 
 
@@ -113,12 +113,12 @@ def _kpis_published(true_ids: np.ndarray, found_ids: np.ndarray, min_iou: float)
     true, found = (_outlines_of_holes(ids > 0) for ids in (true_ids, found_ids))
 
     def hit(outline: np.ndarray, other: np.ndarray) -> bool:
-        iou = _overlap(outline, other)
-        if _boxes_meet(outline, other):
-            corner = np.minimum(outline.min(axis=0), other.min(axis=0)) - _MARGIN
-            outline -= corner
-            other -= corner
-        return iou >= min_iou
+        if not _boxes_meet(outline, other):
+            return False
+        corner = np.minimum(outline.min(axis=0), other.min(axis=0)) - _MARGIN
+        outline -= corner
+        other -= corner
+        return _overlap(outline, other) >= min_iou
 
     tp = sum(any(hit(f, t) for t in true) for f in found)
     fn = sum(not any(hit(f, t) for f in found) for t in true)
@@ -165,13 +165,13 @@ def _overlap(one: np.ndarray, other: np.ndarray) -> float:
     return float((filled[0] & filled[1]).sum() / (filled[0] | filled[1]).sum())
 
 
-def _components(mask: Mask, min_area_px: int) -> tuple[Int32[np.ndarray, "H W"], int]:
-    """Return ids 1..n of the components that are large enough, and n."""
+def _components(mask: Mask, min_area_px: int) -> Int32[np.ndarray, "H W"]:
+    """Return ids 1..n of the components that are large enough."""
     _, ids, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     keep = stats[:, cv2.CC_STAT_AREA] >= min_area_px
     keep[0] = False
     renumbered = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
-    return renumbered[ids], int(keep.sum())
+    return renumbered[ids]
 
 
 def _iou_table(

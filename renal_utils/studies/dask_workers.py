@@ -8,7 +8,7 @@ import os
 import time
 from typing import Any
 
-from renal_utils.dask_clusters import connect
+from renal_utils.dask_clusters import connect, count_workers
 from renal_utils.studies.jobs import Job, Outcome, execute_job, sign
 
 _LOOK_AGAIN = 0.1  # seconds between looks at whether the scheduler is still there
@@ -31,11 +31,6 @@ class DaskWorkers:
         self._client = connect(address)
         self._jobs: dict[Any, Job] = {}
         self._silent_since: float | None = None
-        if not self._count():
-            self._client.close()
-            raise ConnectionError(
-                f"the Dask scheduler at {address} has no worker; start one: dask worker {address}"
-            )
 
     def close(self) -> None:
         """Give up the runs that are going on, and leave the cluster as it is."""
@@ -46,7 +41,7 @@ class DaskWorkers:
     @property
     def slots(self) -> int:
         """How many runs can go on at once now: clusters grow and shrink."""
-        return max(1, self._count())
+        return max(1, count_workers(self._client))
 
     def submit(self, job: Job) -> None:
         """Hand a run to the cluster.
@@ -80,9 +75,6 @@ class DaskWorkers:
             return sign(Outcome(job.key, reason))
         except (CancelledError, OSError) as error:
             raise self._gone() from error
-
-    def _count(self) -> int:
-        return len(self._client.scheduler_info(n_workers=-1)["workers"])
 
     def _check_there(self) -> None:
         """Raise if the scheduler has been away for longer than a hiccup of the network."""
