@@ -46,13 +46,13 @@ _WHITE = 255
 def to_tensor(rgb: Image) -> Float[Tensor, "3 H W"]:
     """Return an image as a network wants it: channels first, float32, mean 0 and variance near 1.
 
-    This is the one place where pixels are normalised, in training and on whole slides alike.
+    Pixels are normalised here and in ``to_batch`` only, by the same numbers, in training and on
+    whole slides alike.
 
     Args:
         rgb: Image, 0 to 255.
     """
-    mean = torch.tensor(PIXEL_MEAN).mul_(255).view(3, 1, 1)
-    scale = torch.tensor(PIXEL_STD).mul_(255).reciprocal_().view(3, 1, 1)
+    mean, scale = (part.view(3, 1, 1) for part in _mean_and_scale())
     pixels = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
     return pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).mul_(scale)
 
@@ -63,13 +63,17 @@ def to_batch(images: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
     Made in one piece and in the layout that ``prediction`` wants (``channels_last``), so that
     nothing is copied again.
     """
-    mean = torch.tensor(PIXEL_MEAN).mul_(255)
-    scale = torch.tensor(PIXEL_STD).mul_(255).reciprocal_()
+    mean, scale = _mean_and_scale()
     batch, height, width, _ = images.shape
     pixels = torch.from_numpy(np.ascontiguousarray(images))
     rows = pixels.view(batch, height, width * 3).to(torch.float32)
     rows.sub_(mean.repeat(width)).mul_(scale.repeat(width))
     return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+def _mean_and_scale() -> tuple[Tensor, Tensor]:
+    """Return what is subtracted from pixels of 0 to 255, then what they are multiplied with."""
+    return torch.tensor(PIXEL_MEAN).mul_(255), torch.tensor(PIXEL_STD).mul_(255).reciprocal_()
 
 
 def to_image(tensor: Float[Tensor, "3 H W"]) -> Image:
