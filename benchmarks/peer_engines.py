@@ -90,13 +90,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one engine took: windows seen, seconds, and bytes above the network."""
+    """What one engine took: windows seen, seconds, and bytes above the network.
+
+    ``processor`` is the time that its threads were given, which other work on the machine changes
+    far less than ``wall``.
+    """
 
     engine: str
     windows: int
     wall: float
     forward: float
     inside: float
+    processor: float
     peak: int
 
     @property
@@ -298,14 +303,16 @@ def measure(engine: str, job: Job) -> Cost:
     time_network(answer, batches, 2)
     alone = time_network(answer, batches, job.timed_batches)
     answer.windows, answer.seconds = 0, 0.0
-    before, started = peak_memory_bytes(), time.perf_counter()
+    before, started, given = peak_memory_bytes(), time.perf_counter(), time.process_time()
     found = ENGINES[engine](job, answer)
-    wall, peak = time.perf_counter() - started, peak_memory_bytes() - before
+    wall, processor = time.perf_counter() - started, time.process_time() - given
+    peak = peak_memory_bytes() - before
     windows, inside = answer.windows, answer.seconds
     alone += time_network(answer, batches, job.timed_batches)
     if job.keep_map:
         keep_map(found, Path(job.folder) / MAP_NAME)
-    return Cost(engine, windows, wall, statistics.median(alone) * windows, inside, peak)
+    forward = statistics.median(alone) * windows
+    return Cost(engine, windows, wall, forward, inside, processor, peak)
 
 
 def keep_map(found: Any, path: Path) -> None:

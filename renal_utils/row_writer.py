@@ -7,6 +7,8 @@ from renal_utils.bandstore import BandStore
 from renal_utils.labels import IGNORE_ID, LabelSet
 from renal_utils.windows import RowBlender
 
+STRIP_PX = 128
+
 
 class RowWriter:
     """Blends windows into the open rows of a slide, and stores rows once they are finished.
@@ -46,9 +48,9 @@ class RowWriter:
         self._finish(self._height)
 
     def _finish(self, bottom: int) -> None:
-        """Store the rows above ``bottom``, at most a window's height at once."""
+        """Store the rows above ``bottom``, in strips, for they may be wide."""
         while self._blender.top < bottom:
-            until = min(bottom, self._blender.top + self._patch)
+            until = min(bottom, self._blender.top + min(STRIP_PX, self._patch))
             blended, seen = self._blender.finish(until)
             classes = blended[: self._label_set.num_outputs]
             rows = decide(classes, seen, self._label_set, self._threshold)

@@ -225,13 +225,18 @@ def _stitch_rows(job: _Job, positions: Positions, store: BandStore, *, progress:
             unit="window",
             disable=not progress,
         ) as bar:
-            for batch in read_ahead(batches):
-                predicted = _predicted(job, batch, cost).numpy()
-                for xy, prediction in zip(batch.positions.tolist(), predicted, strict=True):
-                    rows.add((xy[0], xy[1]), prediction)
+            for batch in read_ahead(batches, depth=1):
+                _add_batch(job, batch, rows, cost)
                 bar.update(len(batch.positions))
     rows.close()
     return cost
+
+
+def _add_batch(job: _Job, batch: WindowBatch, rows: RowWriter, cost: _Cost) -> None:
+    """Look at one batch of windows; on return nothing holds its pixels or answers any more."""
+    predicted = _predicted(job, batch, cost).numpy()
+    for (x, y), prediction in zip(batch.positions.tolist(), predicted, strict=True):
+        rows.add((x, y), prediction)
 
 
 def _predicted(job: _Job, batch: WindowBatch, cost: _Cost) -> Float32[Tensor, "B C P P"]:

@@ -17,7 +17,7 @@ from renal_utils.slides import Slide, SlideView
 from renal_utils.stain import tissue_mask
 from renal_utils.windows import Positions
 
-CHUNK_PX = 512
+CHUNK_PX = 256
 PIECE_PX = 2048  # columns read at a time, so that a wide chunk is not in memory twice
 TISSUE_MPP = 8.0
 TISSUE_DOWNSAMPLE = 16.0

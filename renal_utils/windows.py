@@ -107,7 +107,7 @@ class RowBlender:
         self.top = top
         self._window = weights
         self._sums = np.zeros((channels, len(weights), width_px), np.float32)
-        self._weights = np.zeros((len(weights), width_px), np.float32)
+        self._placed: list[tuple[int, int]] = []  # windows that reach into open rows
 
     def add(self, xy_px: tuple[int, int], prediction: Float32[np.ndarray, "C P P"]) -> None:
         """Add one window whose left and top are ``xy_px``.
@@ -116,16 +116,15 @@ class RowBlender:
             ValueError: If the window reaches below the open rows: rows above were not finished.
         """
         x, y = xy_px
-        patch = len(self._window)
         if y > self.top:
             raise ValueError(f"window at row {y}, but rows from {self.top} on are not finished")
         skip = self.top - y
-        if skip >= patch:
+        if skip >= len(self._window):
             return
-        columns = slice(x, min(x + patch, self._weights.shape[1]))
-        bell = self._window[skip:, : columns.stop - x]
-        self._sums[:, : patch - skip, columns] += prediction[:, skip:, : columns.stop - x] * bell
-        self._weights[: patch - skip, columns] += bell
+        sums = self._sums[:, : len(self._window) - skip, x : x + len(self._window)]
+        width = sums.shape[2]
+        sums += prediction[:, skip:, :width] * self._window[skip:, :width]
+        self._placed.append(xy_px)
 
     def finish(
         self, bottom: int
@@ -137,16 +136,27 @@ class RowBlender:
         rows = bottom - self.top
         if not 0 <= rows <= len(self._window):
             raise ValueError(f"rows {self.top} to {bottom}: at most {len(self._window)} are open")
-        weights = self._weights[:rows]
+        weights = self._weigh(rows)
         seen = weights > 0
         blended = np.zeros((len(self._sums), *weights.shape), np.float32)
         np.divide(self._sums[:, :rows], weights, out=blended, where=seen)
-        self._forget(rows)
-        self.top = bottom
+        self._forget(bottom)
         return blended, seen
 
-    def _forget(self, rows: int) -> None:
-        for sums in (self._weights, *self._sums):
-            kept = len(sums) - rows
-            sums[:kept] = sums[rows:]
-            sums[kept:] = 0
+    def _weigh(self, rows: int) -> Float32[np.ndarray, "rows W"]:
+        """Return the weights of the first open rows, summed in the order of the windows."""
+        weights = np.zeros((rows, self._sums.shape[2]), np.float32)
+        for x, y in self._placed:
+            bell = self._window[max(0, self.top - y) : max(0, self.top + rows - y)]
+            first = max(0, y - self.top)
+            place = weights[first : first + len(bell), x : x + len(self._window)]
+            place += bell[: len(place), : place.shape[1]]
+        return weights
+
+    def _forget(self, bottom: int) -> None:
+        rows, patch = bottom - self.top, len(self._window)
+        for sums in self._sums:
+            sums[: patch - rows] = sums[rows:]
+            sums[patch - rows :] = 0
+        self.top = bottom
+        self._placed = [(x, y) for x, y in self._placed if y + patch > bottom]

@@ -31,8 +31,8 @@ def peers():
 
 @pytest.fixture
 def cost_of(peers):
-    def make(engine, *, windows=10, wall=2.0, forward=1.0, inside=1.0, peak=100):
-        return peers.Cost(engine, windows, wall, forward, inside, peak)
+    def make(engine, *, windows=10, wall=2.0, forward=1.0, inside=1.0, processor=3.0, peak=100):
+        return peers.Cost(engine, windows, wall, forward, inside, processor, peak)
 
     return make
 
@@ -135,13 +135,13 @@ def test_a_probability_of_nothing_is_no_place_left_out(peers):
 
 def test_growth_is_the_power_of_area(peers):
     area = np.array([1.0, 4.0, 9.0])
-    table = pd.DataFrame({"tissue Mpx": area, "wall s": 3 * area**1.25})
+    table = pd.DataFrame({"tissue Mpx": area, "processor s": 3 * area**1.25})
     assert peers.growth(table) == pytest.approx(1.25)
 
 
 def test_a_row_of_growth_is_per_tissue_and_width(peers, cost_of):
-    row = peers.linear_row(2000, 5.0, cost_of("ours", wall=10.0, peak=3_000_000))
-    assert (row["s / tissue Mpx"], row["peak MB / 1000 px"]) == (2.0, 1.5)
+    row = peers.linear_row(2000, 5.0, cost_of("ours", processor=10.0, peak=3_000_000))
+    assert (row["processor s / tissue Mpx"], row["peak MB / 1000 px"]) == (2.0, 1.5)
 
 
 def test_normalising_a_batch_is_what_the_library_does_to_an_image(peers):
