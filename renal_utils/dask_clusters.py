@@ -33,6 +33,21 @@ def connect(address: str) -> Any:
     return client
 
 
+def check_workers(workers: int | None, dask: str | None) -> None:
+    """Refuse a number of processes below 1, or beside the address of a cluster.
+
+    Raises:
+        ValueError: If so.
+    """
+    if workers is not None and dask is not None:
+        raise ValueError(
+            f"workers ({workers}) are processes of this machine, and dask ({dask}) is a cluster "
+            "that has workers of its own; give one of the two"
+        )
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be 1 or more, given {workers}")
+
+
 def count_workers(client: Any) -> int:
     """Return how many workers a cluster has now."""
     return len(client.scheduler_info(n_workers=-1)["workers"])

@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from renal_utils.dask_clusters import connect, count_workers
+from renal_utils.dask_clusters import check_workers, connect, count_workers
 from renal_utils.labels import get_label_set
 from renal_utils.progress import progress_bar
 from renal_utils.result_folder import content_key, is_finished
@@ -101,7 +101,7 @@ def segment_slides(
     out: str | Path,
     settings: SegmentSettings,
     *,
-    workers: int = 1,
+    workers: int | None = None,
     dask: str | None = None,
     progress: bool = False,
 ) -> list[SlideOutcome]:
@@ -111,7 +111,7 @@ def segment_slides(
         paths: The slides; their names must differ.
         out: Folder of folders, and of the ledger.
         settings: Of all of them.
-        workers: Slides at once. From 2 on each slide gets a process of its own.
+        workers: Slides at once, 1 if not given. From 2 on each slide gets a process of its own.
         dask: Address of a Dask scheduler, whose workers (of one thread each) segment instead; they
             must see slides, checkpoints and ``out`` at the same paths.
         progress: Show a bar, over slides.
@@ -120,14 +120,14 @@ def segment_slides(
         One outcome a slide, in the order given. Whatever goes wrong with a slide is told there.
 
     Raises:
-        ValueError: If two slides have the same name, or the checkpoints cannot be used together.
+        ValueError: If two slides have the same name, the checkpoints cannot be used together, or
+            ``workers`` is below 1 or given beside ``dask``.
         OSError: If a checkpoint is missing.
         ConnectionError: If no Dask scheduler answers, or it has no worker.
     """
     slides, out = [Path(path) for path in paths], Path(out)
     _check_names(slides)
-    if workers < 1:
-        raise ValueError(f"at least one worker is needed, not {workers}")
+    check_workers(workers, dask)
     read_infos(settings.checkpoints)  # what is wrong with them is no slide's fault
     hashes = [file_hash(path) for path in settings.checkpoints]
     ledger = _Ledger(out / LEDGER_NAME)
@@ -135,7 +135,7 @@ def segment_slides(
     def work(path: Path) -> SlideOutcome:
         return _one_of_many(path, out / slide_name(path.name), settings, (hashes, ledger, run))
 
-    with _way_to_run(workers, dask) as (run, at_once), ThreadPoolExecutor(at_once) as pool:
+    with _way_to_run(workers or 1, dask) as (run, at_once), ThreadPoolExecutor(at_once) as pool:
         done = pool.map(work, slides)
         return list(progress_bar(done, total=len(slides), unit="slide", disable=not progress))
 

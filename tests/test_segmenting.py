@@ -169,6 +169,8 @@ def test_slides_of_one_name_are_refused_before_anything_is_done(tmp_path, settin
     paths = [_slide(tmp_path / folder / "a.ome.tiff") for folder in ("x", "y")]
     with pytest.raises(ValueError, match="would both write to the folder 'a'"):
         segment_slides(paths, tmp_path / "out", settings)
+    with pytest.raises(ValueError, match=r"workers \(2\) .* dask \(tcp://x:1\) .* give one"):
+        segment_slides(paths[:1], tmp_path / "out", settings, workers=2, dask="tcp://x:1")
     assert not (tmp_path / "out").exists()
 
 
