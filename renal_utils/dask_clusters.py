@@ -1,5 +1,6 @@
 """Dask clusters: the way to one, for studies and for many slides."""
 
+from collections.abc import Mapping
 from typing import Any
 
 _SECONDS = 10.0  # to wait for an answer
@@ -51,3 +52,25 @@ def check_workers(workers: int | None, dask: str | None) -> None:
 def count_workers(client: Any) -> int:
     """Return how many workers a cluster has now."""
     return len(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def place_workers(client: Any) -> dict[str, tuple[int, int]]:
+    """Return, by each worker's address, its number on its machine, from 0, and how many are there.
+
+    Workers of one machine can so share what it has, such as its GPUs.
+    """
+    machines: dict[str, list[str]] = {}
+    for address, worker in sorted(client.scheduler_info(n_workers=-1)["workers"].items()):
+        machines.setdefault(worker["host"], []).append(address)
+    return {
+        address: (number, len(those))
+        for those in machines.values()
+        for number, address in enumerate(those)
+    }
+
+
+def own_place(places: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    """Return the place of the worker that this runs on; one that came later is one more."""
+    from distributed import get_worker
+
+    return places.get(get_worker().address, (len(places), len(places) + 1))

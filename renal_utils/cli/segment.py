@@ -34,7 +34,12 @@ def add_segment(verbs: Any) -> None:
     segment.add_argument("--out", type=Path, required=True, help="folder for the results")
     _add_looking(segment)
     _add_counting(segment)
-    segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    segment.add_argument(
+        "--device",
+        default="auto",
+        help="auto (all GPUs), cpu, cuda, cuda:1, mps, or several: cuda:0,cuda:1. One slide is "
+        "shared by them, of many each worker takes its own (tested as cpu,cpu, not on GPUs)",
+    )
     segment.add_argument("--precision", default="auto", help="auto, 32-true, bf16-mixed")
     add_workers(segment, processes="slides at once, in processes (default: 1)")
     segment.add_argument("--restart", action="store_true", help="discard an earlier, other result")
