@@ -11,6 +11,7 @@ already is not trained again, so that a stopped comparison goes on where it was.
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pandas as pd
 
 from renal_utils.catalogue import read_dataset
 from renal_utils.losses import build_loss
-from renal_utils.metrics.challenge import match_objects
+from renal_utils.metrics.object_matching import pool_objects
 from renal_utils.patching import cut_patches
 from renal_utils.runtime import atomic_path, peak_memory_bytes
 from renal_utils.splits import split_by_column
@@ -48,14 +49,16 @@ def read_splits(folder: str, *, downsample: float, patch_px: int) -> Splits:
 
 
 def object_f1(trial: Trial, splits: Splits) -> float:
-    """Return F1 of the objects of all test squares together."""
-    predict, tp, wrong = trial.predictor(), 0, 0
-    for batch in splits.loader("test"):
-        truth = batch["target"][0].numpy()
-        found = predict(batch["image"])[0, 0].numpy() > trial.threshold
-        objects = match_objects(truth == 1, found & (truth != 255))
-        tp, wrong = tp + objects.tp, wrong + objects.fp + objects.fn
-    return 2 * tp / (2 * tp + wrong) if tp + wrong else float("nan")
+    """Return F1 of the objects of all test squares together, paired one to one."""
+    predict = trial.predictor()
+
+    def squares() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for batch in splits.loader("test"):
+            truth = batch["target"][0].numpy()
+            found = predict(batch["image"])[0, 0].numpy() > trial.threshold
+            yield truth == 1, found & (truth != 255)
+
+    return pool_objects(squares()).f1
 
 
 def score(options: argparse.Namespace, name: str) -> dict[str, object]:

@@ -35,7 +35,7 @@ from renal_utils.geometry import Box
 from renal_utils.labels import GLOMERULI
 from renal_utils.loading import PatchDataset, make_loader
 from renal_utils.losses import build_loss
-from renal_utils.metrics.challenge import match_objects
+from renal_utils.metrics.object_matching import pool_objects
 from renal_utils.models.build import build_model
 from renal_utils.patching import cut_patches
 from renal_utils.prediction import make_predictor
@@ -205,21 +205,20 @@ class Answers:
 
     def scores(self, threshold: float, least: int) -> dict[str, float]:
         """Return Dice, precision and recall of all pixels, F1 and counts of all objects."""
-        tp = fp = fn = found = missed = invented = 0
-        for mask, truth in zip(self.masks(threshold, least), self.truths, strict=True):
-            true = truth == 1
+        masks, truths = self.masks(threshold, least), [truth == 1 for truth in self.truths]
+        tp = fp = fn = 0
+        for mask, true in zip(masks, truths, strict=True):
             tp, fp = tp + (mask & true).sum(), fp + (mask & ~true).sum()
             fn += (~mask & true).sum()
-            objects = match_objects(true, mask)
-            found, invented, missed = found + objects.tp, invented + objects.fp, missed + objects.fn
+        objects = pool_objects(zip(truths, masks, strict=True))
         return {
             "dice": 2 * tp / max(1, 2 * tp + fp + fn),
             "precision": tp / max(1, tp + fp),
             "recall": tp / max(1, tp + fn),
-            "object_f1": 2 * found / max(1, 2 * found + invented + missed),
-            "objects": found + missed,
-            "found": found,
-            "invented": invented,
+            "object_f1": 0.0 if np.isnan(objects.f1) else objects.f1,
+            "objects": objects.tp + objects.fn,
+            "found": objects.tp,
+            "invented": objects.fp,
         }
 
 

@@ -129,7 +129,7 @@ def pick_device(name: str = "auto") -> "torch.device":
     """Return the device called ``name``; ``auto`` prefers CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        ValueError: If the named device is not on this machine.
+        ValueError: If the named device is not known or not on this machine.
     """
     import torch
 
@@ -137,9 +137,18 @@ def pick_device(name: str = "auto") -> "torch.device":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"no device is called {name!r}; expected auto, cpu, cuda, cuda:1 or mps"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} asked for, but torch sees no CUDA GPU; use 'auto'")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device {name!r} asked for, but torch sees cuda:0 to cuda:{count - 1}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {name!r} asked for, but torch sees no Apple GPU; use 'auto'")
     return device
 
 

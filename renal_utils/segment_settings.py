@@ -6,7 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from renal_utils.checkpoints import CheckpointInfo, load_checkpoint, read_checkpoint_info
-from renal_utils.prediction import Predict, make_predictor
+from renal_utils.devices import list_devices
+from renal_utils.prediction import Predict
+from renal_utils.replicas import make_replicas
 from renal_utils.runtime import file_hash
 from renal_utils.slides import Slide
 from renal_utils.stitch_plan import StitchPlan
@@ -31,7 +33,8 @@ class SegmentSettings:
         skip_damaged: Take damaged tiles of a slide as white.
         min_object: Least area of an object in pixels that the network sees.
         min_object_um2: The same in square microns; one of the two.
-        device: ``auto`` or a torch device.
+        device: ``auto``, a torch device, or several with commas between, see
+            ``devices.list_devices``; each batch is shared by them.
         precision: ``auto``, ``bf16-mixed`` or ``32-true``.
         restart: Discard earlier results of other settings.
     """
@@ -94,7 +97,8 @@ def _load(
     """Load the networks; ``hashes`` of their files tell changed ones from those kept here."""
     infos = read_infos(paths)
     models = [load_checkpoint(path)[0] for path in paths]
-    members = [make_predictor(model, device=device, precision=precision) for model in models]
+    devices = list_devices(device)
+    members = [make_replicas(model, devices=devices, precision=precision) for model in models]
     thresholds = [info.threshold for info in infos if info.threshold is not None]
     mean = sum(thresholds) / len(thresholds) if thresholds else None
     info = replace(infos[0], threshold=mean)

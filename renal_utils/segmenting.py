@@ -1,7 +1,8 @@
 """Segmenting: checkpoints and slides in, folders of results out, for one slide or many.
 
 Many slides are worked off one by one, in processes or on a Dask cluster. A slide that fails is told
-of at the end and stops none of the others, even if its process dies. A ledger remembers by content
+of at the end and stops none of the others, even if its process dies. Workers share the devices of
+their machine: worker i takes device i, counted round. A ledger remembers by content
 which slides are done: slide (path, size, time of change), weights and settings; those are not
 opened again.
 """
@@ -16,9 +17,17 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-from renal_utils.dask_clusters import connect, count_workers
+from renal_utils.dask_clusters import (
+    check_workers,
+    connect,
+    count_workers,
+    own_place,
+    place_workers,
+)
+from renal_utils.devices import list_devices, share_devices
 from renal_utils.labels import get_label_set
 from renal_utils.progress import progress_bar
 from renal_utils.result_folder import content_key, is_finished
@@ -101,7 +110,7 @@ def segment_slides(
     out: str | Path,
     settings: SegmentSettings,
     *,
-    workers: int = 1,
+    workers: int | None = None,
     dask: str | None = None,
     progress: bool = False,
 ) -> list[SlideOutcome]:
@@ -111,7 +120,7 @@ def segment_slides(
         paths: The slides; their names must differ.
         out: Folder of folders, and of the ledger.
         settings: Of all of them.
-        workers: Slides at once. From 2 on each slide gets a process of its own.
+        workers: Slides at once, 1 if not given. From 2 on each slide gets a process of its own.
         dask: Address of a Dask scheduler, whose workers (of one thread each) segment instead; they
             must see slides, checkpoints and ``out`` at the same paths.
         progress: Show a bar, over slides.
@@ -120,27 +129,30 @@ def segment_slides(
         One outcome a slide, in the order given. Whatever goes wrong with a slide is told there.
 
     Raises:
-        ValueError: If two slides have the same name, or the checkpoints cannot be used together.
+        ValueError: If two slides have the same name, the checkpoints cannot be used together, a
+            device is not here, or ``workers`` is below 1 or given beside ``dask``.
         OSError: If a checkpoint is missing.
         ConnectionError: If no Dask scheduler answers, or it has no worker.
     """
     slides, out = [Path(path) for path in paths], Path(out)
     _check_names(slides)
-    if workers < 1:
-        raise ValueError(f"at least one worker is needed, not {workers}")
+    check_workers(workers, dask)
     read_infos(settings.checkpoints)  # what is wrong with them is no slide's fault
+    if dask is None:  # else the devices are those of other machines
+        list_devices(settings.device)
     hashes = [file_hash(path) for path in settings.checkpoints]
     ledger = _Ledger(out / LEDGER_NAME)
 
     def work(path: Path) -> SlideOutcome:
         return _one_of_many(path, out / slide_name(path.name), settings, (hashes, ledger, run))
 
-    with _way_to_run(workers, dask) as (run, at_once), ThreadPoolExecutor(at_once) as pool:
+    with _way_to_run(workers or 1, dask) as (run, at_once), ThreadPoolExecutor(at_once) as pool:
         done = pool.map(work, slides)
         return list(progress_bar(done, total=len(slides), unit="slide", disable=not progress))
 
 
 _Run = Callable[[Path, Path, SegmentSettings], dict[str, int]]
+_Place = tuple[int, int]  # a worker's number on its machine, and how many work there
 
 
 class _Ledger:
@@ -199,38 +211,60 @@ def _one_of_many(
 def _way_to_run(workers: int, dask: str | None) -> Iterator[tuple[_Run, int]]:
     """Give the function that segments a slide, and how many slides go on at once."""
     if dask is None:
-        yield (_run if workers == 1 else partial(_run_apart, workers=workers)), workers
+        yield (_run if workers == 1 else partial(_run_apart, _places(workers))), workers
         return
     with connect(dask) as client:
         yield partial(_run_on, client), count_workers(client)
 
 
-def _run(path: Path, folder: Path, settings: SegmentSettings) -> dict[str, int]:
+def _places(workers: int) -> "SimpleQueue[_Place]":
+    places: SimpleQueue[_Place] = SimpleQueue()
+    for number in range(workers):
+        places.put((number, workers))
+    return places
+
+
+def _run(
+    path: Path, folder: Path, settings: SegmentSettings, place: _Place = (0, 1)
+) -> dict[str, int]:
+    """Segment on the devices of one of several workers of this machine."""
+    own = share_devices(list_devices(settings.device), *place)
+    settings = replace(settings, device=",".join(own))
     return segment_slide(path, folder, settings, progress=False).counts
+
+
+def _run_there(
+    path: Path, folder: Path, settings: SegmentSettings, places: Mapping[str, _Place]
+) -> dict[str, int]:
+    return _run(path, folder, settings, own_place(places))
 
 
 def _run_on(client: Any, path: Path, folder: Path, settings: SegmentSettings) -> dict[str, int]:
     """Segment on a worker of a Dask cluster; if that is lost, another one goes on from there."""
     checkpoints = tuple(Path(checkpoint).resolve() for checkpoint in settings.checkpoints)
     settings = replace(settings, checkpoints=checkpoints)
-    return client.submit(_run, path.resolve(), folder.resolve(), settings, pure=False).result()
+    given = path.resolve(), folder.resolve(), settings, place_workers(client)
+    return client.submit(_run_there, *given, pure=False).result()
 
 
 def _run_apart(
-    path: Path, folder: Path, settings: SegmentSettings, *, workers: int
+    places: "SimpleQueue[_Place]", path: Path, folder: Path, settings: SegmentSettings
 ) -> dict[str, int]:
     """Segment in a process of its own, which may die without harm to the others."""
-    threads = max(1, count_cores() // workers)
+    place = places.get()
+    threads = max(1, count_cores() // place[1])
     with ProcessPoolExecutor(
         1, mp_context=get_context("spawn"), initializer=_limit_threads, initargs=(threads,)
     ) as pool:
         try:
-            return pool.submit(_run, path, folder, settings).result()
+            return pool.submit(_run, path, folder, settings, place).result()
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "its process died, most likely because memory ran out; run again with fewer "
                 "--workers or a smaller --batch, and it goes on from there"
             ) from error
+        finally:
+            places.put(place)
 
 
 def _limit_threads(threads: int) -> None:

@@ -1,5 +1,7 @@
 import argparse
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -8,9 +10,9 @@ import torch
 from nbformat.v4 import new_output
 from skimage.io import imsave
 
-from renal_utils import cli
 from renal_utils.checkpoints import CheckpointInfo, save_checkpoint
-from renal_utils.cli import gather_parameters, main
+from renal_utils.cli import main
+from renal_utils.cli.run import gather_parameters
 from renal_utils.course import write_html
 from renal_utils.datasets.hubmap import INFORMATION_COLUMNS, INFORMATION_FILE
 from renal_utils.notebooks import read_notebook, write_notebook
@@ -336,9 +338,31 @@ def test_a_stopped_run_says_so(monkeypatch, tmp_path, capsys):
     def stop(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_data_check", stop)
+    monkeypatch.setattr("renal_utils.cli.data._check", stop)
     assert main(["data", "check", str(tmp_path)]) == 130
     assert _stderr(capsys) == "renal: stopped\n"
+
+
+@pytest.mark.parametrize("verb", ["study x.yaml", "segment x.tiff --checkpoint y --out z"])
+def test_processes_here_and_a_cluster_are_not_both_taken(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*verb.split(), "--workers", "1", "--dask", "tcp://127.0.0.1:1"])
+    assert stop.value.code == 2
+    assert "--dask: not allowed with argument --workers" in _stderr(capsys)
+
+
+def test_no_worker_is_refused_for_one_slide_too(tmp_path, capsys):
+    command = ["segment", str(_slide(tmp_path)), "--checkpoint", str(_checkpoint(tmp_path))]
+    assert main([*command, "--out", str(tmp_path / "out"), "--workers", "0"]) == 2
+    assert "workers must be 1 or more, given 0" in _stderr(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_package_can_be_run_as_a_module(tmp_path):
+    command = [sys.executable, "-m", "renal_utils.cli", "data", "check", str(tmp_path / "absent")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("renal: ") and "absent is no folder" in done.stderr
 
 
 def test_debug_gives_the_traceback(tmp_path):
@@ -347,7 +371,8 @@ def test_debug_gives_the_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "verb", [[], ["data"], ["data", "draw"], ["run"], ["segment"], ["report"], ["models"]]
+    "verb",
+    [[], ["data"], ["data", "draw"], ["run"], ["study"], ["segment"], ["report"], ["models"]],
 )
 def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as stop:

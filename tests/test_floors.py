@@ -19,7 +19,7 @@ FLOORS = {
         growth instances seams piecewise augment
         losses metrics models polygons polygon_files objects rle windows bands bandstore
         row_writer tile_cache optimisation prediction views intervals distributed result_folder
-        notebooks run_names recording process_ties dask_clusters""",
+        devices replicas notebooks run_names recording process_ties dask_clusters""",
     2: """slide_levels tiff_files slide_files slide_writing slides label_samplers instance_sources
         label_sources
         annotations synthetic checkpoints validation training_plan training_step run_state

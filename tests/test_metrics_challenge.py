@@ -13,6 +13,7 @@ from renal_utils.metrics.challenge import (
     rank_teams,
     score_slides,
 )
+from renal_utils.metrics.object_matching import pool_objects
 
 
 def boxes(*slices: tuple[slice, slice], size: tuple[int, int] = (40, 40)) -> np.ndarray:
@@ -212,3 +213,54 @@ def test_teams_are_ranked_by_the_sum_of_their_two_ranks():
         rank_teams(scores.assign(f1=np.nan))
     with pytest.raises(ValueError, match="f1"):
         rank_teams(scores[["dice"]])
+
+
+# tiles together
+
+
+def _count_by_hand(tiles, min_iou=0.5):
+    """Found, invented and missed of all tiles; from an IoU of 0.5 on few can have two partners."""
+    tp = fp = fn = 0
+    for truth, predicted in tiles:
+        true, found = (ndimage.label(mask, np.ones((3, 3))) for mask in (truth, predicted))
+        partners = [
+            {p for p in range(1, found[1] + 1) if _iou(true[0] == t, found[0] == p) >= min_iou}
+            for t in range(1, true[1] + 1)
+        ]
+        hits = sum(map(bool, partners))
+        assert sum(map(len, partners)) == len(set().union(*partners)) == hits  # so one to one
+        tp, fp, fn = tp + hits, fp + found[1] - hits, fn + true[1] - hits
+    return tp, fp, fn
+
+
+def _iou(one, other):
+    return (one & other).sum() / (one | other).sum()
+
+
+def test_tiles_are_pooled_as_counted_by_hand():
+    rng = np.random.default_rng(0)
+    tiles = []
+    for side in (60, 80, 100):
+        noise = ndimage.gaussian_filter(rng.standard_normal((side, side)), 3)
+        other = noise + 0.35 * ndimage.gaussian_filter(rng.standard_normal((side, side)), 3)
+        tiles.append((noise > 0.05, other > 0.05))
+    tp, fp, fn = _count_by_hand(tiles)
+    pooled = pool_objects(iter(tiles))
+    assert (pooled.tp, pooled.fp, pooled.fn, pooled.mode) == (tp, fp, fn, "one_to_one")
+    assert min(tp, fp, fn) > 0
+    assert pooled.f1 == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    assert pooled.f1 != pytest.approx(np.mean([match_objects(*tile).f1 for tile in tiles]))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_tile_alone_is_what_it_is_by_itself(mode):
+    pair = boxes(A, B), boxes(A, C)
+    assert pool_objects([pair], mode=mode) == match_objects(*pair, mode=mode)
+
+
+def test_empty_tiles_count_nothing_and_no_tile_is_refused():
+    full, empty = (boxes(A), boxes(A)), (boxes(), boxes())
+    assert pool_objects([full, empty]) == match_objects(*full)
+    assert np.isnan(pool_objects([empty, empty]).f1)
+    with pytest.raises(ValueError, match="no tile"):
+        pool_objects([])

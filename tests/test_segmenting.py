@@ -1,17 +1,17 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from segmenting_cases import make_checkpoint, make_slide, purple
 from skimage.io import imread
 
-from renal_utils.checkpoints import CheckpointInfo, save_checkpoint
 from renal_utils.cli import main
 from renal_utils.datasets.kpis import read_kpis
-from renal_utils.models.build import build_model
 from renal_utils.result_folder import is_finished
 from renal_utils.rle import decode_rle, encode_rle, encode_rle_strips, read_rle_table
 from renal_utils.runtime import read_json
@@ -21,38 +21,15 @@ from renal_utils.slides import open_slide, write_pyramid
 from renal_utils.submissions import write_kpis_masks, write_submission
 
 
-def _checkpoint(folder, name="tiny", seed=0, **info):
-    torch.manual_seed(seed)
-    options = {"base_width": 4, "depth": 2}
-    path = folder / f"{name}.safetensors"
-    given = {"patch_px": 32, "downsample": 2.0, **info}
-    described = CheckpointInfo(model="unet", options=options, **given)
-    save_checkpoint(path, build_model("unet", num_classes=1, **options), described)
-    return path
-
-
-def _purple(size, seed=0):
-    """Noise in the colour of tissue."""
-    grey = np.random.default_rng(seed).integers(120, 220, (size[1], size[0], 1))
-    return (grey * (1, 0.5, 0.8)).astype(np.uint8)
-
-
-def _slide(path, seed=0, size=(130, 97)):
-    pixels = _purple(size, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_pyramid(path, pixels, size_px=size, mpp=0.5, tile_px=64, compression="none")
-    return path
-
-
 @pytest.fixture
 def settings(tmp_path):
-    return SegmentSettings((_checkpoint(tmp_path),), device="cpu", precision="32-true")
+    return SegmentSettings((make_checkpoint(tmp_path),), device="cpu", precision="32-true")
 
 
 @pytest.fixture
 def slides(tmp_path):
     """Three slides; the second is no slide."""
-    paths = [_slide(tmp_path / f"{name}.ome.tiff", seed) for seed, name in enumerate("abc")]
+    paths = [make_slide(tmp_path / f"{name}.ome.tiff", seed) for seed, name in enumerate("abc")]
     paths[1].write_bytes(b"not a slide at all")
     return paths
 
@@ -68,7 +45,7 @@ def test_a_slide_that_fails_stops_no_other_and_is_tried_again(tmp_path, settings
     assert "b.ome.tiff" in first[1].error
     assert is_finished(out / "a") and is_finished(out / "c")
     before = (out / "a" / "labels.ome.tiff").stat().st_mtime_ns
-    _slide(slides[1], seed=1)
+    make_slide(slides[1], seed=1)
     second = segment_slides(slides, out, settings)
     assert _statuses(second) == ["kept", "done", "kept"]
     assert (out / "a" / "labels.ome.tiff").stat().st_mtime_ns == before
@@ -76,7 +53,7 @@ def test_a_slide_that_fails_stops_no_other_and_is_tried_again(tmp_path, settings
 
 
 def test_a_done_slide_is_not_even_opened_and_a_changed_one_is(tmp_path, settings, monkeypatch):
-    path, out = _slide(tmp_path / "a.ome.tiff"), tmp_path / "out"
+    path, out = make_slide(tmp_path / "a.ome.tiff"), tmp_path / "out"
     segment_slides([path], out, settings)
 
     def refuse(*_, **__):
@@ -91,22 +68,18 @@ def test_a_done_slide_is_not_even_opened_and_a_changed_one_is(tmp_path, settings
 
 
 def test_other_settings_or_weights_are_no_longer_done_and_refused_unless_told(tmp_path, settings):
-    from dataclasses import replace
-
-    path, out = _slide(tmp_path / "a.ome.tiff"), tmp_path / "out"
+    path, out = make_slide(tmp_path / "a.ome.tiff"), tmp_path / "out"
     segment_slides([path], out, settings)
     changed = replace(settings, stride=8)
     (refused,) = segment_slides([path], out, changed)
     assert "stride_px was 16, now 8" in refused.error
-    _checkpoint(tmp_path, seed=1)
+    make_checkpoint(tmp_path, seed=1)
     assert "network was" in segment_slides([path], out, settings)[0].error
     assert _statuses(segment_slides([path], out, replace(changed, restart=True))) == ["done"]
 
 
 def test_the_window_asked_for_is_the_one_that_blends(tmp_path, settings):
-    from dataclasses import replace
-
-    path, maps = _slide(tmp_path / "a.ome.tiff"), []
+    path, maps = make_slide(tmp_path / "a.ome.tiff"), []
     for window in ("hann", "uniform"):
         chosen = replace(settings, window=window)
         result = segment_slide(path, tmp_path / window, chosen, progress=False)
@@ -118,7 +91,7 @@ def test_the_window_asked_for_is_the_one_that_blends(tmp_path, settings):
 
 
 def test_a_torn_line_of_the_ledger_costs_one_slide_only(tmp_path, settings):
-    paths = [_slide(tmp_path / f"{name}.ome.tiff", seed) for seed, name in enumerate("ab")]
+    paths = [make_slide(tmp_path / f"{name}.ome.tiff", seed) for seed, name in enumerate("ab")]
     out = tmp_path / "out"
     segment_slides(paths, out, settings)
     ledger = out / "slides.jsonl"
@@ -131,7 +104,8 @@ def test_a_torn_line_of_the_ledger_costs_one_slide_only(tmp_path, settings):
 @pytest.mark.slow
 def test_processes_give_the_same_bytes_and_may_die(tmp_path, settings, slides, monkeypatch):
     alone = segment_slides(slides, tmp_path / "alone", settings)
-    apart = segment_slides(slides, tmp_path / "apart", settings, workers=2)
+    both = replace(settings, device="cpu,cpu")
+    apart = segment_slides(slides, tmp_path / "apart", both, workers=2)
     assert _statuses(alone) == _statuses(apart)
     for name in "ac":
         files = (tmp_path / f / name / "labels.ome.tiff" for f in ("alone", "apart"))
@@ -150,7 +124,8 @@ def test_a_dask_cluster_gives_the_same_bytes_and_goes_on_past_what_fails(
         n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
     ) as cluster:
         there = cluster.scheduler_address
-        outcomes = segment_slides(slides, tmp_path / "dask", settings, dask=there)
+        both = replace(settings, device="cpu,cpu")
+        outcomes = segment_slides(slides, tmp_path / "dask", both, dask=there)
         again = segment_slides(slides, tmp_path / "dask", settings, dask=there)
     alone = segment_slides(slides, tmp_path / "alone", settings)
     assert _statuses(outcomes) == _statuses(alone)
@@ -166,15 +141,17 @@ def _die(*_):
 
 
 def test_slides_of_one_name_are_refused_before_anything_is_done(tmp_path, settings):
-    paths = [_slide(tmp_path / folder / "a.ome.tiff") for folder in ("x", "y")]
+    paths = [make_slide(tmp_path / folder / "a.ome.tiff") for folder in ("x", "y")]
     with pytest.raises(ValueError, match="would both write to the folder 'a'"):
         segment_slides(paths, tmp_path / "out", settings)
+    with pytest.raises(ValueError, match=r"workers \(2\) .* dask \(tcp://x:1\) .* give one"):
+        segment_slides(paths[:1], tmp_path / "out", settings, workers=2, dask="tcp://x:1")
     assert not (tmp_path / "out").exists()
 
 
 def test_several_checkpoints_are_averaged_if_they_fit(tmp_path):
     paths = tuple(
-        _checkpoint(tmp_path, f"n{seed}", seed, threshold=0.2 * (seed + 1)) for seed in (0, 1)
+        make_checkpoint(tmp_path, f"n{seed}", seed, threshold=0.2 * (seed + 1)) for seed in (0, 1)
     )
     shared = {"device": "cpu", "precision": "32-true"}
     predict, info = load_predictor(SegmentSettings(paths, flips=2, uncertainty=True, **shared))
@@ -184,7 +161,7 @@ def test_several_checkpoints_are_averaged_if_they_fit(tmp_path):
     views = [s(x) for s in singles for x in (images,)]
     views += [s(images.flip(-1)).flip(-1) for s in singles]
     torch.testing.assert_close(predict(images)[:, :1], torch.stack(views).mean(0))
-    other = _checkpoint(tmp_path, "other", 2, downsample=4.0)
+    other = make_checkpoint(tmp_path, "other", 2, downsample=4.0)
     with pytest.raises(ValueError, match=r"differ in downsample: \[2.0, 4.0\]"):
         load_predictor(SegmentSettings((paths[0], other), **shared))
     with pytest.raises(ValueError, match="shows no uncertainty"):
@@ -192,10 +169,8 @@ def test_several_checkpoints_are_averaged_if_they_fit(tmp_path):
 
 
 def test_a_damaged_tile_is_named_or_left_white_if_asked(tmp_path, settings):
-    from dataclasses import replace
-
     path = tmp_path / "a.ome.tiff"
-    pixels = _purple((192, 192))
+    pixels = purple((192, 192))
     write_pyramid(path, pixels, size_px=(192, 192), mpp=0.5, tile_px=64, compression="deflate")
     from tifffile import TiffFile
 
@@ -232,7 +207,7 @@ def test_strips_give_the_run_lengths_of_the_whole(width):
 
 @pytest.fixture
 def segmented(tmp_path, settings):
-    path = _slide(tmp_path / "test" / "DN" / "12_34_wsi.ome.tiff")
+    path = make_slide(tmp_path / "test" / "DN" / "12_34_wsi.ome.tiff")
     with open_slide(path) as slide:
         assert slide.size_l0 == (130, 97)
     return path, segment_slide(path, tmp_path / "out", settings, progress=False)
@@ -285,7 +260,7 @@ def test_kpis_masks_are_found_by_their_own_reader(segmented, tmp_path):
 
 
 def test_many_slides_and_their_report_from_the_command_line(tmp_path, slides, capsys):
-    checkpoint, out = _checkpoint(tmp_path), tmp_path / "out"
+    checkpoint, out = make_checkpoint(tmp_path), tmp_path / "out"
     command = ["segment", *map(str, slides), "--checkpoint", str(checkpoint), "--out", str(out)]
     command += ["--device", "cpu", "--flips", "2", "--uncertainty"]
     command += ["--submission", str(tmp_path / "s.csv")]

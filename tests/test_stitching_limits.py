@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from scipy import ndimage
 from stitching_cases import (
     OUTPUTS,
     content,
@@ -185,6 +186,67 @@ def test_a_tall_slide_is_stitched_in_an_address_space_that_its_map_does_not_fit_
     assert run_limited(ADDRESS_SPACE, path, tmp_path / "out", 200 * 10**6) == "1024\n"
     rows = (tmp_path / "out" / "objects.csv").read_text().splitlines()
     assert len(rows) == 1 + 64
+
+
+MEMORY = """
+import psutil
+import sys
+import torch
+from torch import nn
+from pathlib import Path
+from renal_utils.labels import GLOMERULI
+from renal_utils.prediction import make_predictor
+from renal_utils.slides import open_slide
+from renal_utils.stitching import StitchPlan, stitch_slide
+
+torch.set_num_threads(1)
+redness = nn.Conv2d(3, 1, 1)
+redness.weight.data = torch.tensor([4.0, 0.0, 0.0]).view(1, 3, 1, 1)
+predict = make_predictor(redness, device="cpu", precision="32-true")
+
+
+def own_bytes():
+    # pages of shared libraries come and go with the cache of the disk, so they do not count
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared
+
+
+def measured(batch):
+    peaks.append(own_bytes())
+    return predict(batch)
+
+
+predict(torch.zeros(4, 3, 256, 256))
+peaks = [own_bytes()]
+plan = StitchPlan(
+    patch_px=256, stride_px=256, downsample=1.0, batch_size=4, window="uniform", min_object_px=64
+)
+with open_slide(Path(sys.argv[1])) as slide:
+    stitch_slide(
+        slide, measured, Path(sys.argv[1] + "_out"), plan=plan, label_set=GLOMERULI, progress=False
+    )
+    print(max(peaks) - peaks[0])
+"""
+
+
+@pytest.mark.slow
+@LINUX
+def test_memory_does_not_grow_with_the_height(tmp_path):
+    """24,000 rows more are 24 MB for each byte a pixel of them that would be kept."""
+    square = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8)
+    square = ndimage.gaussian_filter(square, (8, 8, 0)) * np.array((1, 0.5, 0.8))
+    square = square.astype(np.uint8)
+    above = {}
+    for height in (8192, 32768):
+        path = tmp_path / f"{height}.ome.tiff"
+        bands = (square for _ in range(height // 1024))
+        write_pyramid(path, bands, size_px=(1024, height), mpp=0.5)
+        command = [sys.executable, "-c", MEMORY, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        above[height] = int(done.stdout) / 2**20
+    assert above[8192] > 5
+    assert above[32768] < above[8192] + 12, above
 
 
 @LINUX

@@ -126,6 +126,11 @@ def test_no_workers_are_refused():
         LocalWorkers(0)
 
 
+def test_processes_here_and_a_cluster_are_not_both_taken(tmp_path):
+    with pytest.raises(ValueError, match=r"workers \(2\) .* dask \(tcp://x:1\) .* give one"):
+        run_study(tmp_path / "absent.yaml", workers=2, dask="tcp://x:1")
+
+
 def test_what_workers_and_kernels_print_goes_to_the_studys_log_and_not_here(tmp_path, capfd):
     noise = "import os\n\nos.write(2, b'from the kernel')"
     plan = StudyPlan(write_case(tmp_path, noise), tmp_path / "study", grid={"size": [1]})

@@ -19,7 +19,10 @@ CELLS = (
     'view_slide("damaged.tiff", labels="results/labels.ome.tiff", label_set="kidney_tissues", '
     "height_px=300)",
 )
+pytestmark = pytest.mark.slow
 VIEW = "document.querySelectorAll('.renal-view')"
+BESIDE = [(150, 1500), (1500, 200), (2700, 1800)]  # level-0 pixels outside of all objects
+VERMILION = np.array([213, 94, 0])
 PICTURES = PROJECT / "build" / "viewer"  # not kept by git
 
 
@@ -37,6 +40,7 @@ def page(tmp_path_factory):
             page.folder = folder
             page.call("Page.navigate", url=f"{address}doc/tree/view.ipynb?token={TOKEN}")
             run_notebook(page)
+            page.sent_at_first = read_state(page)[3]
             yield page
 
 
@@ -105,97 +109,161 @@ def read_state(page):
     return tuple(map(float, words))
 
 
-def spots(width, scale, centre_l0, xy_l0):
-    """Return columns and rows of the canvas where level-0 places are."""
-    xy = (np.array(xy_l0, float) - centre_l0) / scale + [width / 2, 300]
-    return tuple(xy.astype(int).T)
+@pytest.fixture
+def view(page):
+    """The page with its first view as it came: the whole slide, the classes over it."""
+    page.execute("view.shown, view.hidden, view.outline = ['labels'], [], False")
+    press(page, "Fit")
+    yield page
+    assert page.complaints == []
 
 
-@pytest.mark.slow
-def test_the_view_shows_moves_zooms_and_toggles_in_jupyterlab(page):
-    page.screenshot(PICTURES / "whole.png")
-    over = picture(page)
-    x, y, scale, sent = read_state(page)
-    height, width = over.shape[:2]
-    assert (height, (x, y), scale) == (600, (1500, 1000), pytest.approx(1.04 * 2000 / 600))
-    assert sent < 60  # of 126 of the slide and as many of each overlay, on all levels
-
-    # The overlay: half vermilion within the objects, and nothing elsewhere.
-    press(page, "Classes")
-    plain = picture(page)
-    inside = spots(width, scale, (x, y), [(2 * a, 2 * b) for a, b, _, _ in PLACES])[::-1]
-    outside = spots(width, scale, (x, y), [(150, 1500), (1500, 200), (2700, 1800)])[::-1]
-    np.testing.assert_allclose(over[inside], (plain[inside] + [213, 94, 0]) / 2, atol=2)
-    np.testing.assert_array_equal(over[outside], plain[outside])
-    with open_slide(page.folder / "slide.tiff") as slide:
-        view = slide.at_downsample(scale)
-        expected = np.array(
-            [view.read((round(a / scale), round(b / scale)), (1, 1))[0, 0]
-             for a, b in [(150, 1500), (1500, 200), (2700, 1800)]]
-        )  # fmt: skip
-    assert np.abs(plain[outside] - expected).mean() < 12  # the grain, on another grid
-
-    # Borders and single classes.
-    press(page, "Classes")
-    np.testing.assert_array_equal(picture(page), over)
-    changed = (over != plain).any(axis=2).sum()
-    press(page, "Borders only")
-    page.screenshot(PICTURES / "borders.png")
-    borders = (picture(page) != plain).any(axis=2)
-    assert 0.02 * changed < borders.sum() < 0.2 * changed and not borders[inside].any()
-    press(page, "Borders only")
-    press(page, "Glomerulus")
-    np.testing.assert_array_equal(picture(page), plain)
-    press(page, "Glomerulus")
-
-    # Probabilities come only when they are wanted.
-    assert page.execute("print({k[0] for k in view.reader.cache._tiles})").count("prob") == 0
-    press(page, "Classes")
-    press(page, "Probability")
-    page.screenshot(PICTURES / "probability.png")
-    shown = picture(page)
-    assert np.abs(shown[inside] - plain[inside]).min(axis=1).mean() > 10
-    assert np.abs(shown[outside] - plain[outside]).max() <= 6  # 5 of 255 there
-    press(page, "Probability")
-
-    # Full resolution by the wheel: the place under the pointer stays, pixel for pixel.
-    left, top = place(page, "canvas")[:2]  # the browser gives a pointer whole pixels of the page
-    aim = np.array([round(left + width / 2 + 120) - left, round(top + 180) - top])
-    below = (aim - [width / 2, 300]) * scale + [x, y]
-    turn_wheel(page, aim, zoom=scale)
+def find_marks(page):
+    """Return rows and columns, on the canvas, of the objects' middles and of places without any."""
     x, y, scale, _ = read_state(page)
-    assert scale == pytest.approx(1)
-    np.testing.assert_allclose((aim - [width / 2, 300]) * scale + [x, y], below, atol=1)
-    page.screenshot(PICTURES / "zoomed.png")
-    zoomed = picture(page)
-    corner = round(x - width / 2) + 100, round(y - 300) + 100
-    with open_slide(page.folder / "slide.tiff") as slide:
-        truth = slide.at_downsample(1).read((corner[0] - 2, corner[1] - 2), (404, 304)).astype(int)
-    found = zoomed[100:400, 100:500]
-    offsets = [(dy, dx) for dy in range(5) for dx in range(5)]
-    apart = {o: np.abs(truth[o[0] :, o[1] :][:300, :400] - found).mean() for o in offsets}
-    best = min(apart, key=apart.get)
-    assert apart[best] < 3 and max(abs(best[0] - 2), abs(best[1] - 2)) <= 1
+    middle = np.array([round(place(page, "canvas")[2]) / 2, 300])
+    middles = [(2 * a, 2 * b) for a, b, _, _ in PLACES]
+    spots = [(np.array(xy) - (x, y)) / scale + middle for xy in (middles, BESIDE)]
+    return tuple(tuple(xy.astype(int).T)[::-1] for xy in spots)
 
-    # Dragging moves it by as many pixels.
-    page.drag((left + 500, top + 400), (left + 430, top + 350))
-    settle(page)
-    np.testing.assert_array_equal(picture(page)[100:400, 100:400], zoomed[150:450, 170:470])
-    status = page.evaluate(f"{VIEW}[0].querySelector('.status').textContent")
+
+def picture_without(page, *titles):
+    """Return the picture with check boxes of the panel changed, and change them back."""
+    for title in titles:
+        press(page, title)
+    shown = picture(page)
+    for title in titles:
+        press(page, title)
+    return shown
+
+
+def find_on_slide(page, part, xy_l0):
+    """Return by how many pixels a part of the canvas lies off, and how far its colours are."""
+    height, width = part.shape[:2]
+    x, y = (round(v) - 2 for v in xy_l0)
+    with open_slide(page.folder / "slide.tiff") as slide:
+        truth = slide.at_downsample(1).read((x, y), (width + 4, height + 4)).astype(int)
+    apart = {
+        (dx - 2, dy - 2): np.abs(truth[dy : dy + height, dx : dx + width] - part).mean()
+        for dx in range(5)
+        for dy in range(5)
+    }
+    return min(apart.items(), key=lambda item: item[1])
+
+
+def test_the_whole_slide_fits_and_few_tiles_are_sent(view):
+    view.screenshot(PICTURES / "whole.png")
+    x, y, scale, _ = read_state(view)
+    assert picture(view).shape[0] == 600
+    assert ((x, y), scale) == ((1500, 1000), pytest.approx(1.04 * 2000 / 600))
+    assert view.sent_at_first < 60  # of 126 of the slide and as many of each overlay, on all levels
+
+
+def test_classes_lie_half_over_their_objects_and_nowhere_else(view):
+    over, plain = picture(view), picture_without(view, "Classes")
+    inside, beside = find_marks(view)
+    np.testing.assert_allclose(over[inside], (plain[inside] + VERMILION) / 2, atol=2)
+    np.testing.assert_array_equal(over[beside], plain[beside])
+    np.testing.assert_array_equal(picture(view), over)
+
+
+def test_without_them_the_slides_own_colours_are_seen(view):
+    plain, scale = picture_without(view, "Classes"), read_state(view)[2]
+    with open_slide(view.folder / "slide.tiff") as slide:
+        reduced = slide.at_downsample(scale)
+        pixels = [reduced.read((round(x / scale), round(y / scale)), (1, 1)) for x, y in BESIDE]
+    expected = np.stack(pixels)[:, 0, 0].astype(int)
+    assert np.abs(plain[find_marks(view)[1]] - expected).mean() < 12  # the grain, on another grid
+
+
+def test_borders_are_drawn_instead_of_areas(view):
+    plain = picture_without(view, "Classes")
+    areas = (picture(view) != plain).any(axis=2)
+    press(view, "Borders only")
+    view.screenshot(PICTURES / "borders.png")
+    borders = (picture(view) != plain).any(axis=2)
+    assert 0.02 * areas.sum() < borders.sum() < 0.2 * areas.sum()
+    assert not borders[find_marks(view)[0]].any()
+
+
+def test_a_single_class_can_be_hidden(view):
+    np.testing.assert_array_equal(
+        picture_without(view, "Glomerulus"), picture_without(view, "Classes")
+    )
+
+
+def test_probabilities_come_only_when_they_are_wanted(view):
+    kept = "print(sorted({key[0] for key in view.reader.cache._tiles}))"
+    assert "probability" not in view.execute(kept)
+    plain = picture_without(view, "Classes")
+    press(view, "Classes")
+    press(view, "Probability")
+    view.screenshot(PICTURES / "probability.png")
+    assert "probability" in view.execute(kept)
+    shown, (inside, beside) = picture(view), find_marks(view)
+    assert np.abs(shown[inside] - plain[inside]).min(axis=1).mean() > 10
+    assert np.abs(shown[beside] - plain[beside]).max() <= 6  # 5 of 255 there
+
+
+def test_the_wheel_goes_to_full_resolution_and_the_place_under_the_pointer_stays(view):
+    left, top, width, _ = place(view, "canvas")
+    middle = np.array([width / 2, 300])
+    x, y, scale, _ = read_state(view)
+    # the browser gives a pointer whole pixels of the page
+    aim = np.array([round(left + width / 2 + 120) - left, round(top + 180) - top])
+    below = (aim - middle) * scale + [x, y]
+    turn_wheel(view, aim, zoom=scale)
+    x, y, scale, _ = read_state(view)
+    assert scale == pytest.approx(1)
+    np.testing.assert_allclose((aim - middle) * scale + [x, y], below, atol=1)
+    view.screenshot(PICTURES / "zoomed.png")
+    press(view, "Classes")
+    part = picture(view)[100:400, 100:500]
+    off, apart = find_on_slide(view, part, (x - width / 2 + 100, y - 300 + 100))
+    assert apart < 3 and max(map(abs, off)) <= 1
+
+
+def test_dragging_moves_the_slide_by_as_many_pixels(view):
+    view.execute("view.go_to((1000, 700))")
+    settle(view)
+    left, top = place(view, "canvas")[:2]
+    before = picture(view)
+    view.drag((left + 500, top + 400), (left + 430, top + 350))
+    settle(view)
+    np.testing.assert_array_equal(picture(view)[100:400, 100:400], before[150:450, 170:470])
+    status = view.evaluate(f"{VIEW}[0].querySelector('.status').textContent")
     assert "µm" in status and "0.500 µm a pixel" in status
 
-    # From Python, and back.
-    page.execute("view.go_to((2200, 600), downsample=2); view.shown = ['labels']")
-    settle(page)
-    assert read_state(page)[:3] == (2200, 600, 2)
-    assert np.abs(picture(page)[300, width // 2] - [213, 94, 0]).mean() < 100
-    press(page, "Fit")
-    np.testing.assert_array_equal(picture(page), over)
 
-    # A damaged slide in the second view: grey there, the rest goes on, and a note says so.
-    note = page.evaluate(f"{VIEW}[1].querySelector('.note').textContent")
+def test_python_moves_the_view_and_a_button_brings_it_back(view):
+    over = picture(view)
+    view.execute("view.go_to((2200, 600), downsample=2); view.shown = ['labels']")
+    settle(view)
+    assert read_state(view)[:3] == (2200, 600, 2)
+    middle = picture(view)[300, over.shape[1] // 2]  # the second of PLACES
+    assert np.abs(middle - VERMILION).mean() < 100
+    press(view, "Fit")
+    np.testing.assert_array_equal(picture(view), over)
+
+
+def test_check_boxes_follow_python_even_the_one_pressed_last(view):
+    ask = (
+        f"[...{VIEW}[0].querySelectorAll('.panel input[type=checkbox]')].map((one) => one.checked)"
+    )
+    before, over = view.evaluate(ask), picture(view)
+    press(view, "Classes")
+    assert view.evaluate(ask) != before
+    view.execute("view.shown = ['labels']")
+    settle(view)
+    assert view.evaluate(ask) == before
+    press(view, "Classes")
+    assert view.execute("print(view.shown)") == "[]\n"
+    assert (picture(view) != over).any()
+
+
+def test_damaged_tiles_are_grey_with_a_note_and_the_rest_is_shown(view):
+    note = view.evaluate(f"{VIEW}[1].querySelector('.note').textContent")
     assert note == "1 damaged tile(s) of the file are grey"
-    grey = (np.abs(picture(page, 1) - 170) <= 2).all(axis=2)
+    grey = (np.abs(picture(view, 1) - 170) <= 2).all(axis=2)
     assert 0.02 < grey.mean() < 0.2
-    page.screenshot(PICTURES / "last.png")
-    assert page.complaints == []
+    view.screenshot(PICTURES / "last.png")

@@ -13,7 +13,7 @@ The numbers depend on how objects are paired, so that every one that is shown na
   image's border are not seen, and holes within objects count as objects.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -92,6 +92,36 @@ def match_objects(
     true_ids, found_ids = (_components(mask, min_area_px) for mask in (truth, predicted))
     tp, fp, fn = MODES[mode](true_ids, found_ids, min_iou)
     return ObjectScores(tp=tp, fp=fp, fn=fn, mode=mode)
+
+
+def pool_objects(
+    pairs: Iterable[tuple[Mask, Mask]],
+    *,
+    mode: str = "one_to_one",
+    min_iou: float = 0.5,
+    min_area_px: int = 0,
+) -> ObjectScores:
+    """Compare the objects of many tiles, and add up what was found, invented and missed.
+
+    So an object weighs the same on whatever tile it lies, and F1 is divided once, at the end.
+    Without another ``mode`` objects are paired ``one_to_one``, those of each tile among themselves:
+    an object that a tile's border cuts counts on both sides of it.
+
+    Args:
+        pairs: Truth and prediction of each tile, read one by one; sizes may differ between tiles.
+        mode: See ``match_objects``, as are the others.
+        min_iou: IoU from which on a pair counts as found.
+        min_area_px: Objects of fewer pixels are left out.
+
+    Raises:
+        ValueError: As ``match_objects``, or if there is no tile.
+    """
+    settings = {"mode": mode, "min_iou": min_iou, "min_area_px": min_area_px}
+    tiles = [match_objects(truth, predicted, **settings) for truth, predicted in pairs]
+    if not tiles:
+        raise ValueError("no tile was given, so there is nothing to score")
+    sums = {name: sum(getattr(tile, name) for tile in tiles) for name in ("tp", "fp", "fn")}
+    return ObjectScores(**sums, mode=mode)
 
 
 def _one_to_one(true_ids: np.ndarray, found_ids: np.ndarray, min_iou: float) -> Counts:

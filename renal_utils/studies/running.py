@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import pandas as pd
 
+from renal_utils.dask_clusters import check_workers
 from renal_utils.progress import progress_bar
 from renal_utils.result_folder import hold_folder
 from renal_utils.studies.agenda import Agenda
@@ -70,11 +71,12 @@ def run_study(
         As ``tables.study_table``, with the runs of the present notebook, data and library.
 
     Raises:
-        ValueError: If the plan is wrong, the ledger cannot be read or is of another notebook, or
-            ``only`` names no run of the study.
+        ValueError: If the plan is wrong, the ledger cannot be read or is of another notebook,
+            ``only`` names no run of the study, or ``workers`` is below 1 or given beside ``dask``.
         BlockingIOError: If the study is running already.
         ConnectionError: If there is no Dask scheduler, or it goes away. Finished runs are kept.
     """
+    check_workers(workers, dask)
     plan = study if isinstance(study, StudyPlan) else read_study(study)
     source = source_of(plan)
     with hold_folder(plan.folder):

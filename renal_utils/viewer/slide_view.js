@@ -99,7 +99,9 @@ class SlideView {
   }
 
   set(name, value) {
+    this.choosing = true; // the panel shows it already
     this.model.set(name, value);
+    this.choosing = false;
     this.model.save_changes();
   }
 
@@ -158,7 +160,7 @@ class SlideView {
 
   look() { // what is shown, and how, has changed
     this.paints++;
-    if (this.panel && !this.panel.contains(document.activeElement)) this.buildPanel(this.panel);
+    if (this.panel && !this.choosing) this.buildPanel(this.panel);
     this.redraw();
   }
 

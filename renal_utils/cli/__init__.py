@@ -1,0 +1,44 @@
+"""The command line ``renal``: a module a verb, each short and calling the library.
+
+What a verb needs is imported inside it, so that ``renal --help`` answers at once. A user's mistake
+ends with one line on stderr and exit code 2, a run that failed with exit code 1; ``--debug`` gives
+the traceback instead.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from renal_utils.cli.data import add_data
+from renal_utils.cli.models import add_models
+from renal_utils.cli.report import add_report
+from renal_utils.cli.run import add_run
+from renal_utils.cli.segment import add_segment
+from renal_utils.cli.study import add_study
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    options = make_parser().parse_args(arguments)
+    try:
+        return options.verb(options)
+    except (ValueError, OSError, RuntimeError) as error:
+        if options.debug:
+            raise
+        print(f"renal: {error or type(error).__name__}", file=sys.stderr)
+        return 1 if isinstance(error, RuntimeError) else 2
+    except KeyboardInterrupt:
+        print("renal: stopped", file=sys.stderr)
+        return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="renal", description="Segment kidney tissue in whole-slide images. Not for diagnosis."
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for add in (add_data, add_run, add_study, add_segment, add_report, add_models):
+        add(verbs)
+    return parser
