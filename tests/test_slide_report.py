@@ -1,9 +1,13 @@
+import base64
+import io
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 from result_folders import discs, write_folder
 
 from renal_utils.findings import count_slide, find_findings, size_table
@@ -12,7 +16,7 @@ from renal_utils.labels import GLOMERULI, GLOMERULI_SCLEROSIS, KIDNEY_TISSUES, N
 from renal_utils.polygon_files import read_polygons
 from renal_utils.reports import write_report
 from renal_utils.reports.page import Page
-from renal_utils.reports.words import summarise
+from renal_utils.reports.words import summarise, tell
 from renal_utils.review import choose_review, find_doubts
 from renal_utils.segmented import read_segmented, read_segmented_all, slide_name
 
@@ -253,6 +257,45 @@ def test_the_page_stands_alone_and_says_what_it_is_not(six_donors, tmp_path):
     assert content["warning"].startswith("Not for diagnosis")
     again = write_report([folder], tmp_path / "again", table=table)
     assert again.html_path.read_text(encoding="utf-8") == text
+
+
+def _headings_and_pictures(report):
+    reader = _Reader()
+    reader.feed(report.html_path.read_text(encoding="utf-8"))
+    return reader.words, [a["alt"] for tag, a in reader.tags if tag == "img"]
+
+
+def test_one_donor_is_told_once_with_its_own_intervals(six_donors, tmp_path):
+    folder, table = six_donors
+    report = write_report([folder / "d3_0"], tmp_path / "out", table=table)
+    words, pictures = _headings_and_pictures(report)
+    assert "Donor donor 3" in words and "All donors" not in words and "all slides" not in words
+    assert not any("fewer than 5 donors" in text for text in words)
+    assert not any("by donor" in text for text in pictures)
+    density = _row(report.findings, "density", "donor", "donor 3")
+    assert words.count(tell(density)) == 2  # of the donor, and of its one slide
+    words, pictures = _headings_and_pictures(write_report([folder], tmp_path / "all", table=table))
+    assert "All donors" in words and any("by donor" in text for text in pictures)
+
+
+def test_the_slides_picture_is_large_enough_to_see_single_glomeruli(six_donors, tmp_path):
+    folder, table = six_donors
+    report = write_report([folder / "d3_0"], tmp_path / "out", table=table)
+    coded = re.findall(r'src="data:image/png;base64,([^"]+)"', report.html_path.read_text())
+    widths = [Image.open(io.BytesIO(base64.b64decode(one))).width for one in coded]
+    assert max(widths) >= 600
+
+
+def test_the_scale_that_the_network_saw_stands_among_the_settings(tmp_path):
+    labels = discs(SHAPE, _places(12, class_id=1))
+    for name, mpp, told in (("a", 0.25, "0.25"), ("b", None, "not given")):
+        options = {"label_set": GLOMERULI, "name": f"{name}.tiff", "mpp": mpp}
+        folder = write_folder(tmp_path / name, labels, **options)
+        words, _ = _headings_and_pictures(write_report([folder], tmp_path / f"out_{name}"))
+        column = words.index("Microns a pixel that it saw") - words.index("Network (hash)")
+        row = words.index("Settings of the segmentation")
+        cells = [text for text in words[row:] if text.strip()]
+        assert cells[cells.index(name) + 1 + column] == told
 
 
 def test_names_cannot_become_markup():
