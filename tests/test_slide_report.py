@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from result_folders import discs, write_folder
 
+from renal_utils import plots
 from renal_utils.findings import count_slide, find_findings, size_table
 from renal_utils.intervals import wilson_share
 from renal_utils.labels import GLOMERULI, GLOMERULI_SCLEROSIS, KIDNEY_TISSUES, NUCLEI
@@ -286,6 +287,25 @@ def test_the_slides_picture_is_large_enough_to_see_single_glomeruli(six_donors, 
     assert max(widths) >= 600
 
 
+@pytest.mark.parametrize("repeat", [1, 4])  # a slide smaller than the picture, and a larger one
+def test_the_pictures_scale_bar_is_that_of_the_tissue(tmp_path, monkeypatch, repeat):
+    labels = np.repeat(np.repeat(discs(SHAPE, _places(9, class_id=1)), repeat, 0), repeat, 1)
+    spread = np.where(labels > 0, 60, 0)
+    tissue = np.ones((labels.shape[0] // 4, labels.shape[1] // 4), bool)
+    options = {"label_set": GLOMERULI, "spread": spread, "tissue": tissue, "mpp": 0.5}
+    folder, widths = write_folder(tmp_path / "a", labels, **options), []
+    for name in ("plot_overlay", "plot_probability"):
+        draw = getattr(plots, name)
+
+        def note(image, *more, draw=draw, **given):
+            widths.append(image.shape[1] * given["mpp"])
+            return draw(image, *more, **given)
+
+        monkeypatch.setattr(plots, name, note)
+    write_report([folder], tmp_path / "out")
+    assert widths == pytest.approx([600 * repeat * 0.5] * 2, rel=0.01)
+
+
 def test_the_scale_that_the_network_saw_stands_among_the_settings(tmp_path):
     labels = discs(SHAPE, _places(12, class_id=1))
     for name, mpp, told in (("a", 0.25, "0.25"), ("b", None, "not given")):
@@ -362,3 +382,13 @@ def test_what_would_be_counted_twice_or_mixed_up_is_refused(six_donors, tmp_path
 def test_a_slides_name_has_no_suffixes():
     names = ("a.1.ome.tiff", "b.svs", "c_wsi.tiff")
     assert [slide_name(name) for name in names] == ["a.1", "b", "c_wsi"]
+
+
+def test_slides_are_said_to_be_donors_of_their_own_only_where_no_table_says_whose_they_are(
+    six_donors, tmp_path
+):
+    folder, table = six_donors
+    folders = [folder / "d0_0", folder / "d1_0"]
+    for number, (given, said) in enumerate(((table, False), (None, True))):
+        remarks = write_report(folders, tmp_path / str(number), table=given).remarks
+        assert any("donor of its own" in text for text in remarks) == said

@@ -150,32 +150,39 @@ def _add_pictures(page: Page, slide: SegmentedSlide) -> None:
     """Draw the classes over the slide, or over its tissue where the slide is not at hand."""
     from renal_utils.plots import open_axes, plot_overlay, plot_probability, take_picture
 
-    downsample = max(1.0, max(slide.size_l0) / _PICTURE_PX)
-    mpp = None if slide.mpp_l0 is None else slide.mpp_l0 * downsample
-    with open_slide(slide.folder / LABELS_NAME) as labels:
-        view = labels.at_downsample(max(1.0, downsample / slide.summary["downsample"]))
-        ids = view.read_labels((0, 0), view.size_px, fill=IGNORE_ID).astype(np.uint8)
+    ids = _read_small(slide, LABELS_NAME)
     size_px = ids.shape[1], ids.shape[0]
-    few = len(slide.label_set.foreground) == 1  # then borders show more than a veil of colour
+    cell_l0 = slide.size_l0[0] / size_px[0]
+    mpp = None if slide.mpp_l0 is None else slide.mpp_l0 * cell_l0
     ax = plot_overlay(
         _background(slide, size_px),
         ids,
         slide.label_set,
         mpp=mpp,
         title=f"What was found on {slide.name}",
-        outline=few,
+        outline=len(slide.label_set.foreground) == 1,  # borders show more than a veil of colour
         ax=open_axes(size_px, inches=_PICTURE_INCHES),
     )
-    page.picture(*take_picture(ax, palette=128))
-    spread = slide.folder / SPREAD_NAME
-    if spread.exists():
-        with open_slide(spread) as file:
-            small = file.thumbnail(_PICTURE_PX)[..., 0] / 255
+    for outline in slide.cortex or ():
+        for part in getattr(outline.polygon, "geoms", [outline.polygon]):
+            x, y = np.array(part.exterior.xy) / cell_l0
+            ax.plot(x, y, color="black", linestyle="--", linewidth=1)
+    caption = "Dashed: the outlined cortex, which is counted on." if slide.cortex else ""
+    page.picture(*take_picture(ax, palette=128), caption=caption)
+    if (slide.folder / SPREAD_NAME).exists():
+        small = _read_small(slide, SPREAD_NAME) / 255
         title = "Where the answers of several views differ"
-        ax = open_axes((small.shape[1], small.shape[0]), inches=_PICTURE_INCHES)
+        ax = open_axes(size_px, inches=_PICTURE_INCHES)
         options = {"mpp": mpp, "title": title, "label": "Standard deviation", "top": 0.5}
         plot_probability(small, ax=ax, **options)
         page.picture(*take_picture(ax))
+
+
+def _read_small(slide: SegmentedSlide, name: str) -> np.ndarray:
+    """Return a map of a slide, H W, with about ``_PICTURE_PX`` on its longest side at most."""
+    with open_slide(slide.folder / name) as file:
+        view = file.at_downsample(max(1.0, max(file.size_l0) / _PICTURE_PX))
+        return view.read_labels((0, 0), view.size_px, fill=IGNORE_ID).astype(np.uint8)
 
 
 def _background(slide: SegmentedSlide, size_px: tuple[int, int]) -> np.ndarray:
