@@ -2,17 +2,20 @@
 
 A trained network's Dice is never the same to the last digit on two machines, so notebooks do not
 compare it literally. They print one checked line for each number instead, against a band file
-such as ``notebooks/bands/04.json``: ``{"dice": [0.70, 1.00]}``. nbval compares that line.
+such as ``notebooks/bands/04.json``: ``{"rests_on": "seeds 0, 1 and 2", "dice": [0.70, 1.00]}``.
+nbval compares that line. Where a run has no band file yet, the numbers are printed as they are.
 """
 
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from renal_utils.runtime import display_path, read_json, resolve_path
 
 Band = tuple[float, float]
+RESTS_ON = "rests_on"  # in a band file: what the bands were taken from, for people
 
 
 def check_bands(path: str | Path, **values: float | int) -> dict[str, bool]:
@@ -21,16 +24,19 @@ def check_bands(path: str | Path, **values: float | int) -> dict[str, bool]:
     Values outside are reported, not raised: a run with other parameters may well leave the bands.
 
     Args:
-        path: Band file, relative to the project.
+        path: Band file, relative to the project. If there is none, as for a run that nobody has
+            made yet, the values are printed, and that there is no band for them.
         **values: One value for every band of the file, by its name.
 
     Returns:
-        By name, whether the value lies within its band. NaN never does.
+        By name, whether the value lies within its band. NaN never does. Empty without a file.
 
     Raises:
         ValueError: If the names differ from those of the file, or the file holds no bands.
     """
     path = resolve_path(path)
+    if not path.exists():
+        return _tell_without_bands(path, values)
     bands = read_bands(path)
     missing, unknown = sorted(set(bands) - set(values)), sorted(set(values) - set(bands))
     if missing or unknown:
@@ -47,7 +53,15 @@ def check_bands(path: str | Path, **values: float | int) -> dict[str, bool]:
     return inside
 
 
-def _record(file: str, name: str, value: float, band: Band) -> None:
+def _tell_without_bands(path: Path, values: Mapping[str, float | int]) -> dict[str, bool]:
+    print(f"no band for this run, since there is no {display_path(path)}; its numbers:")
+    for name, value in values.items():
+        print(f"{name} = {value:.4g}")
+        _record(path.name, name, float(value), (None, None))
+    return {}
+
+
+def _record(file: str, name: str, value: float, band: Band | tuple[None, None]) -> None:
     """Hand a checked number to whoever runs the notebook (``studies``), exact and unprinted."""
     if ledger := os.environ.get("RENAL_BANDS_LEDGER"):
         row = {"bands": file, "name": name, "value": value, "low": band[0], "high": band[1]}
@@ -56,12 +70,15 @@ def _record(file: str, name: str, value: float, band: Band) -> None:
 
 
 def read_bands(path: str | Path) -> dict[str, Band]:
-    """Read a band file: a JSON object of ``name: [low, high]``.
+    """Read a band file: a JSON object of ``name: [low, high]``, and a text ``rests_on`` if known.
 
     Raises:
         ValueError: If it holds anything else; the message names the file and the band.
     """
     content = read_json(path)
+    rests_on = content.pop(RESTS_ON, "")
+    if not isinstance(rests_on, str):
+        raise ValueError(f"{display_path(path)}: {RESTS_ON!r} is {rests_on!r}; expected a text")
     if not content:
         raise ValueError(f"{display_path(path)} holds no band; write name: [low, high]")
     return {name: _check_band(name, band, Path(path)) for name, band in content.items()}

@@ -133,6 +133,7 @@ def _run_one(notebook: Path, *, folder: Path, timeout: float | int | None) -> li
 
 
 def _checked(band: Mapping[str, Any]) -> dict[str, Any]:
-    inside = band["low"] <= band["value"] <= band["high"]
+    no_band = band["low"] is None
+    inside = None if no_band else band["low"] <= band["value"] <= band["high"]
     number = {key: band[key] for key in ("value", "low", "high")}
     return {"number": band["name"], **number, "inside": inside}

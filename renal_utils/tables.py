@@ -1,7 +1,12 @@
-"""Reading csv tables of a data set: every cell a text, every needed column there."""
+"""Reading csv tables and checking that every needed column is there.
+
+``read_table`` gives texts, for what people wrote (data sets, lists of slides); ``read_results``
+gives numbers, for what programs wrote (scores, costs).
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,14 +18,29 @@ def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
         ValueError: If there is no such file, it is empty, broken or lacks a column; the message
             names the file and what it has instead.
     """
-    path = Path(path)
+    return _read(Path(path), columns, dtype=str, keep_default_na=False)
+
+
+def read_results(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read a csv of results, numbers as numbers, an empty cell as NaN.
+
+    Raises:
+        ValueError: As ``read_table``, or if the table has no row.
+    """
+    table = _read(Path(path), columns)
+    if table.empty:
+        raise ValueError(f"{path}: has columns but no row; run what makes it once more")
+    return table
+
+
+def _read(path: Path, columns: Sequence[str], **options: Any) -> pd.DataFrame:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a csv with columns {list(columns)}")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, **options)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path}: not a readable csv ({error}); expected columns {list(columns)}"
+            f"{path}: not a readable csv ({str(error).strip()}); expected columns {list(columns)}"
         ) from error
     missing = [name for name in columns if name not in table.columns]
     if missing:

@@ -61,3 +61,30 @@ def test_the_exact_values_go_to_the_launchers_ledger(band_file, monkeypatch, tmp
         ("04.json", "dice", 1 / 3, 0.7, 1.0),
         ("04.json", "steps", 15.0, 10.0, 20.0),
     ]
+
+
+def test_a_run_without_bands_tells_its_numbers_and_hands_them_on(monkeypatch, tmp_path, capsys):
+    ledger = tmp_path / "bands.jsonl"
+    monkeypatch.setenv("RENAL_BANDS_LEDGER", str(ledger))
+    assert check_bands(tmp_path / "04_full.json", dice=2 / 3, steps=15) == {}
+    assert capsys.readouterr().out == (
+        "no band for this run, since there is no 04_full.json; its numbers:\n"
+        "dice = 0.6667\nsteps = 15\n"
+    )
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert rows[0] == {
+        "bands": "04_full.json", "name": "dice", "value": 2 / 3, "low": None, "high": None,
+    }  # fmt: skip
+    assert [row["name"] for row in rows] == ["dice", "steps"]
+
+
+def test_a_file_may_say_what_its_bands_rest_on(tmp_path, capsys):
+    path = tmp_path / "04.json"
+    path.write_text('{"rests_on": "seeds 0, 1 and 2", "dice": [0.7, 1]}')
+    assert read_bands(path) == {"dice": (0.7, 1.0)}
+    assert check_bands(path, dice=0.8) == {"dice": True}
+    assert "seeds" not in capsys.readouterr().out
+    for wrong in ('{"rests_on": "seeds 0, 1 and 2"}', '{"rests_on": [0, 1], "dice": [0.7, 1]}'):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=r"04\.json"):
+            read_bands(path)

@@ -46,11 +46,13 @@ def test_typed_parameters_stand_over_those_of_the_file(small_notebook, tmp_path)
 def test_a_run_writes_the_notebook_a_page_and_the_checked_numbers(small_notebook, tmp_path, capsys):
     (tmp_path / "03.json").write_text('{"dice": [0.5, 1]}')
     check = "from renal_utils.bands import check_bands\n_ = check_bands('03.json', dice=2 / 3)"
+    check += "\n_ = check_bands('03_full.json', iou=0.5)"
     path = small_notebook(PARAMETERS, "print(epochs, rate)", check)
     output = tmp_path / "out" / "made.ipynb"
     command = ["run", str(path), "--output", str(output), "-p", "rate", "1e-4", "--html"]
     assert main(command) == 0
-    assert "dice = 0.6667, band [0.5, 1]" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "dice = 0.6667, band [0.5, 1]" in told and "iou = 0.5, no band" in told
     assert "3 0.0001\n" in [o.text for c in read_notebook(output).cells for o in c.outputs]
     assert "3 0.0001" in output.with_suffix(".html").read_text()
 

@@ -1,6 +1,6 @@
 """Layer 3: each notebook runs with other parameters than its own, and gives the same twice.
 
-The parameters stand in tests/notebook_parameters/NN.yaml. Also: the full-scale parameters fit.
+The parameters stand in tests/notebook_parameters/NN.yaml. Also: the parameters of other scales fit.
 """
 
 import pytest
@@ -27,6 +27,16 @@ def test_the_full_scale_parameters_fit_the_notebook(path):
     file = path.parent / "params" / f"{path.name[:2]}_full.yaml"
     given, defaults = check_parameters(path, read_parameters(file)), read_defaults(path)
     assert any(value != defaults[name] for name, value in given.items())
+
+
+@pytest.mark.parametrize(
+    "file", sorted((PROJECT / "notebooks" / "params").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_no_other_scale_is_held_against_the_bands_of_the_small_one(file):
+    (lesson,) = (path for path in LESSONS if path.name[:2] == file.name[:2])
+    given = check_parameters(lesson, read_parameters(file))
+    if "bands_file" in read_defaults(lesson):
+        assert given["bands_file"] == f"notebooks/bands/{file.stem}.json"
 
 
 @pytest.mark.slow

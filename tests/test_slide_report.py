@@ -1,18 +1,23 @@
+import base64
+import io
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 from result_folders import discs, write_folder
 
+from renal_utils import plots
 from renal_utils.findings import count_slide, find_findings, size_table
 from renal_utils.intervals import wilson_share
 from renal_utils.labels import GLOMERULI, GLOMERULI_SCLEROSIS, KIDNEY_TISSUES, NUCLEI
 from renal_utils.polygon_files import read_polygons
 from renal_utils.reports import write_report
 from renal_utils.reports.page import Page
-from renal_utils.reports.words import summarise
+from renal_utils.reports.words import summarise, tell
 from renal_utils.review import choose_review, find_doubts
 from renal_utils.segmented import read_segmented, read_segmented_all, slide_name
 
@@ -255,6 +260,64 @@ def test_the_page_stands_alone_and_says_what_it_is_not(six_donors, tmp_path):
     assert again.html_path.read_text(encoding="utf-8") == text
 
 
+def _headings_and_pictures(report):
+    reader = _Reader()
+    reader.feed(report.html_path.read_text(encoding="utf-8"))
+    return reader.words, [a["alt"] for tag, a in reader.tags if tag == "img"]
+
+
+def test_one_donor_is_told_once_with_its_own_intervals(six_donors, tmp_path):
+    folder, table = six_donors
+    report = write_report([folder / "d3_0"], tmp_path / "out", table=table)
+    words, pictures = _headings_and_pictures(report)
+    assert "Donor donor 3" in words and "All donors" not in words and "all slides" not in words
+    assert not any("fewer than 5 donors" in text for text in words)
+    assert not any("by donor" in text for text in pictures)
+    density = _row(report.findings, "density", "donor", "donor 3")
+    assert words.count(tell(density)) == 2  # of the donor, and of its one slide
+    words, pictures = _headings_and_pictures(write_report([folder], tmp_path / "all", table=table))
+    assert "All donors" in words and any("by donor" in text for text in pictures)
+
+
+def test_the_slides_picture_is_large_enough_to_see_single_glomeruli(six_donors, tmp_path):
+    folder, table = six_donors
+    report = write_report([folder / "d3_0"], tmp_path / "out", table=table)
+    coded = re.findall(r'src="data:image/png;base64,([^"]+)"', report.html_path.read_text())
+    widths = [Image.open(io.BytesIO(base64.b64decode(one))).width for one in coded]
+    assert max(widths) >= 600
+
+
+@pytest.mark.parametrize("repeat", [1, 4])  # a slide smaller than the picture, and a larger one
+def test_the_pictures_scale_bar_is_that_of_the_tissue(tmp_path, monkeypatch, repeat):
+    labels = np.repeat(np.repeat(discs(SHAPE, _places(9, class_id=1)), repeat, 0), repeat, 1)
+    spread = np.where(labels > 0, 60, 0)
+    tissue = np.ones((labels.shape[0] // 4, labels.shape[1] // 4), bool)
+    options = {"label_set": GLOMERULI, "spread": spread, "tissue": tissue, "mpp": 0.5}
+    folder, widths = write_folder(tmp_path / "a", labels, **options), []
+    for name in ("plot_overlay", "plot_probability"):
+        draw = getattr(plots, name)
+
+        def note(image, *more, draw=draw, **given):
+            widths.append(image.shape[1] * given["mpp"])
+            return draw(image, *more, **given)
+
+        monkeypatch.setattr(plots, name, note)
+    write_report([folder], tmp_path / "out")
+    assert widths == pytest.approx([600 * repeat * 0.5] * 2, rel=0.01)
+
+
+def test_the_scale_that_the_network_saw_stands_among_the_settings(tmp_path):
+    labels = discs(SHAPE, _places(12, class_id=1))
+    for name, mpp, told in (("a", 0.25, "0.25"), ("b", None, "not given")):
+        options = {"label_set": GLOMERULI, "name": f"{name}.tiff", "mpp": mpp}
+        folder = write_folder(tmp_path / name, labels, **options)
+        words, _ = _headings_and_pictures(write_report([folder], tmp_path / f"out_{name}"))
+        column = words.index("Microns a pixel that it saw") - words.index("Network (hash)")
+        row = words.index("Settings of the segmentation")
+        cells = [text for text in words[row:] if text.strip()]
+        assert cells[cells.index(name) + 1 + column] == told
+
+
 def test_names_cannot_become_markup():
     page = Page("<b>", warning="a & b")
     page.table(["<i>"], [["<script>alert(1)</script>"]], caption="c")
@@ -319,3 +382,13 @@ def test_what_would_be_counted_twice_or_mixed_up_is_refused(six_donors, tmp_path
 def test_a_slides_name_has_no_suffixes():
     names = ("a.1.ome.tiff", "b.svs", "c_wsi.tiff")
     assert [slide_name(name) for name in names] == ["a.1", "b", "c_wsi"]
+
+
+def test_slides_are_said_to_be_donors_of_their_own_only_where_no_table_says_whose_they_are(
+    six_donors, tmp_path
+):
+    folder, table = six_donors
+    folders = [folder / "d0_0", folder / "d1_0"]
+    for number, (given, said) in enumerate(((table, False), (None, True))):
+        remarks = write_report(folders, tmp_path / str(number), table=given).remarks
+        assert any("donor of its own" in text for text in remarks) == said

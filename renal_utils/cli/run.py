@@ -60,7 +60,9 @@ def _run(options: argparse.Namespace) -> int:
 
         write_html(run.output, run.output.with_suffix(".html"))
     for band in run.bands:
-        print(f"{band['name']} = {band['value']:.4g}, band [{band['low']:g}, {band['high']:g}]")
+        no_band = band["low"] is None
+        held = "no band" if no_band else f"band [{band['low']:g}, {band['high']:g}]"
+        print(f"{band['name']} = {band['value']:.4g}, {held}")
     print(f"ran in {run.seconds:.0f} s: {run.output}")
     return 0
 

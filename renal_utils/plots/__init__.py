@@ -16,18 +16,21 @@ from renal_utils.plots.charts import (
 from renal_utils.plots.estimates import plot_estimates
 from renal_utils.plots.pictures import (
     add_scale_bar,
+    open_axes,
     plot_grid,
     plot_overlay,
     plot_probability,
     show_image,
 )
 from renal_utils.plots.study_charts import best_cell, plot_flip_flop, plot_heat_map
-from renal_utils.plots.style import SERIES_COLOURS, take_picture, use_course_style
+from renal_utils.plots.style import SERIES_COLOURS, course_style, take_picture, use_course_style
 
 __all__ = [
     "SERIES_COLOURS",
     "add_scale_bar",
     "best_cell",
+    "course_style",
+    "open_axes",
     "plot_class_shares",
     "plot_confusion",
     "plot_estimates",

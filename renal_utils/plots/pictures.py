@@ -167,6 +167,16 @@ def plot_grid(
     return grid.ravel()[: len(images)]
 
 
+def open_axes(size_px: tuple[int, int], *, inches: float | int = 4.6) -> Axes:
+    """Open a figure for one picture.
+
+    Args:
+        size_px: Width and height of the picture.
+        inches: On its longest side; a page has 100 pixels an inch.
+    """
+    return plt.subplots(figsize=_figure_size(*size_px, inches=inches))[1]
+
+
 def add_scale_bar(ax: Axes, mpp: float | int | None) -> Axes:
     """Draw a bar of a round length, about a quarter of the picture's width, at its bottom right.
 
@@ -233,10 +243,10 @@ def _draw_plain(
     return ax
 
 
-def _figure_size(width: int, height: int) -> tuple[float, float]:
-    """Return inches that fit the picture: 4.6 on its longest side, at least 1.5 on the other."""
-    longest = max(width, height)
-    return max(1.5, 4.6 * width / longest), max(1.5, 4.6 * height / longest + 0.3)
+def _figure_size(width: int, height: int, *, inches: float | int = 4.6) -> tuple[float, float]:
+    """Return inches that fit the picture: so many on the longest side, 1.5 or more on the other."""
+    scale = inches / max(width, height)
+    return max(1.5, scale * width), max(1.5, scale * height + 0.3)
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:

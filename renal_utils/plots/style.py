@@ -9,6 +9,7 @@ import base64
 import functools
 import io
 import sys
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib as mpl
@@ -65,6 +66,11 @@ def use_course_style(*, palette: int = 256) -> None:
         plt.switch_backend(mpl.get_backend())  # the backend, loaded later, would overrule us
         formatter = shell.display_formatter.formatters["image/png"]
         formatter.for_type(Figure, functools.partial(_encode_figure, palette=palette))
+
+
+def course_style() -> AbstractContextManager[None]:
+    """Return a context in which figures look as in the course; settings are as before after it."""
+    return mpl.rc_context(_SETTINGS)
 
 
 def alternative_text(figure: Figure) -> str:

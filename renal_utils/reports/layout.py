@@ -17,6 +17,7 @@ from renal_utils.slides import open_slide
 REVIEW_FOLDER = "review"
 SETTINGS = ("network", "threshold", "mpp", "downsample", "min_object_px", "min_object_um2")
 _PICTURE_PX = 900
+_PICTURE_INCHES = 7.5  # of the longest side, so that single glomeruli show
 
 
 def make_page(
@@ -39,25 +40,42 @@ def make_page(
     Raises:
         ValueError: If a slide's image is not the one that was segmented.
     """
+    from renal_utils.plots import course_style
+
     page = Page("Report on segmented kidney tissue", warning=NOT_FOR_DIAGNOSIS)
     page.heading("In plain words")
     page.items(summarise(findings, level=level))
     if remarks:
         page.heading("What to keep in mind", level=3)
         page.items(remarks)
-    page.heading("All donors")
-    _add_numbers(page, findings[findings["scope"] == "all"], level)
-    _add_charts(page, findings, counts)
-    page.heading("Each donor")
-    _add_donors(page, findings[findings["scope"] == "donor"], level)
-    for one in counts:
-        name = one.slide.name
-        rows = findings[(findings["scope"] == "slide") & (findings["name"] == name)]
-        _add_slide(page, one.slide, rows, level)
-        _add_review(page, name, reviews[name])
+    with course_style():
+        _add_all(page, findings, counts, level)
+        for one in counts:
+            name = one.slide.name
+            rows = findings[(findings["scope"] == "slide") & (findings["name"] == name)]
+            _add_slide(page, one.slide, rows, level)
+            _add_review(page, name, reviews[name])
     page.heading("How it was made")
     _add_settings(page, counts)
     return page
+
+
+def _add_all(
+    page: Page, findings: pd.DataFrame, counts: Sequence[SlideCounts], level: float | int
+) -> None:
+    """Add what holds for all slides; of one donor only its own numbers, which say more."""
+    donors = findings[findings["scope"] == "donor"]
+    if donors["name"].nunique() == 1:
+        page.heading(f"Donor {donors['name'].iloc[0]}")
+        _add_numbers(page, donors, level)
+        _add_sizes(page, counts)
+        return
+    page.heading("All donors")
+    _add_numbers(page, findings[findings["scope"] == "all"], level)
+    _add_charts(page, donors)
+    _add_sizes(page, counts)
+    page.heading("Each donor")
+    _add_donors(page, donors, level)
 
 
 def _add_numbers(page: Page, rows: pd.DataFrame, level: float | int) -> None:
@@ -77,21 +95,25 @@ def _add_donors(page: Page, rows: pd.DataFrame, level: float | int) -> None:
     page.table(["Donor", *measures["title"]], cells, caption=caption)
 
 
-def _add_charts(page: Page, findings: pd.DataFrame, counts: Sequence[SlideCounts]) -> None:
-    from renal_utils.plots import plot_estimates, plot_size_distribution, take_picture
+def _add_charts(page: Page, donors: pd.DataFrame) -> None:
+    from renal_utils.plots import plot_estimates, take_picture
 
     for measure in ("density", "sclerosed_share", "fibrosis_share"):
-        rows = findings[(findings["measure"] == measure) & (findings["scope"] == "donor")]
+        rows, title = donors[donors["measure"] == measure], MEASURES[measure][0]
         if rows["value"].notna().any():
-            title, unit = MEASURES[measure]
-            ax = plot_estimates(rows, xlabel=f"{title} ({unit})", title=f"{title}, by donor")
+            ax = plot_estimates(rows, xlabel=title, title=f"{title}, by donor")
             page.picture(*take_picture(ax))
+
+
+def _add_sizes(page: Page, counts: Sequence[SlideCounts]) -> None:
+    from renal_utils.plots import plot_size_distribution, take_picture
+
     sizes = pd.concat([c.glomeruli for c in counts])["diameter_um"].dropna().to_frame()
     if len(sizes):
         title = f"Diameters of {len(sizes)} glomeruli"
         ax = plot_size_distribution(sizes, "diameter_um", xlabel="Diameter (µm)", title=title)
         page.picture(*take_picture(ax), caption="Of the circle of the same area.")
-        table = size_table(counts)
+        table = size_table(counts).iloc[: None if len(counts) > 1 else 1]
         rows = [[str(n), *(f"{v:.0f}" for v in row)] for n, row in table.iterrows()]
         page.table(["", *table.columns], rows, caption="Quantiles of the diameter, µm")
 
@@ -126,23 +148,41 @@ def _add_review(page: Page, name: str, chosen: pd.DataFrame) -> None:
 
 def _add_pictures(page: Page, slide: SegmentedSlide) -> None:
     """Draw the classes over the slide, or over its tissue where the slide is not at hand."""
-    from renal_utils.plots import plot_overlay, plot_probability, take_picture
+    from renal_utils.plots import open_axes, plot_overlay, plot_probability, take_picture
 
-    downsample = max(1.0, max(slide.size_l0) / _PICTURE_PX)
-    mpp = None if slide.mpp_l0 is None else slide.mpp_l0 * downsample
-    with open_slide(slide.folder / LABELS_NAME) as labels:
-        view = labels.at_downsample(max(1.0, downsample / slide.summary["downsample"]))
-        ids = view.read_labels((0, 0), view.size_px, fill=IGNORE_ID).astype(np.uint8)
-    rgb = _background(slide, (ids.shape[1], ids.shape[0]))
-    ax = plot_overlay(rgb, ids, slide.label_set, mpp=mpp, title=f"What was found on {slide.name}")
-    page.picture(*take_picture(ax, palette=128))
-    spread = slide.folder / SPREAD_NAME
-    if spread.exists():
-        with open_slide(spread) as file:
-            small = file.thumbnail(_PICTURE_PX)[..., 0] / 255
+    ids = _read_small(slide, LABELS_NAME)
+    size_px = ids.shape[1], ids.shape[0]
+    cell_l0 = slide.size_l0[0] / size_px[0]
+    mpp = None if slide.mpp_l0 is None else slide.mpp_l0 * cell_l0
+    ax = plot_overlay(
+        _background(slide, size_px),
+        ids,
+        slide.label_set,
+        mpp=mpp,
+        title=f"What was found on {slide.name}",
+        outline=len(slide.label_set.foreground) == 1,  # borders show more than a veil of colour
+        ax=open_axes(size_px, inches=_PICTURE_INCHES),
+    )
+    for outline in slide.cortex or ():
+        for part in getattr(outline.polygon, "geoms", [outline.polygon]):
+            x, y = np.array(part.exterior.xy) / cell_l0
+            ax.plot(x, y, color="black", linestyle="--", linewidth=1)
+    caption = "Dashed: the outlined cortex, which is counted on." if slide.cortex else ""
+    page.picture(*take_picture(ax, palette=128), caption=caption)
+    if (slide.folder / SPREAD_NAME).exists():
+        small = _read_small(slide, SPREAD_NAME) / 255
         title = "Where the answers of several views differ"
-        ax = plot_probability(small, mpp=mpp, title=title, label="Standard deviation", top=0.5)
+        ax = open_axes(size_px, inches=_PICTURE_INCHES)
+        options = {"mpp": mpp, "title": title, "label": "Standard deviation", "top": 0.5}
+        plot_probability(small, ax=ax, **options)
         page.picture(*take_picture(ax))
+
+
+def _read_small(slide: SegmentedSlide, name: str) -> np.ndarray:
+    """Return a map of a slide, H W, with about ``_PICTURE_PX`` on its longest side at most."""
+    with open_slide(slide.folder / name) as file:
+        view = file.at_downsample(max(1.0, max(file.size_l0) / _PICTURE_PX))
+        return view.read_labels((0, 0), view.size_px, fill=IGNORE_ID).astype(np.uint8)
 
 
 def _background(slide: SegmentedSlide, size_px: tuple[int, int]) -> np.ndarray:
@@ -159,14 +199,21 @@ def _background(slide: SegmentedSlide, size_px: tuple[int, int]) -> np.ndarray:
         return cv2.resize(image.thumbnail(_PICTURE_PX), size_px, interpolation=cv2.INTER_AREA)
 
 
+def _setting(value: object) -> str:
+    if value is None:
+        return "not given"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _add_settings(page: Page, counts: Sequence[SlideCounts]) -> None:
     rows = []
     for one in counts:
-        made_from = one.slide.summary["made_from"]
-        shown = [str(made_from.get(key)) for key in SETTINGS]
+        summary = one.slide.summary  # its scale is what the network saw, however it was given
+        used = {**summary["made_from"], "mpp": summary["mpp"], "downsample": summary["downsample"]}
+        shown = [_setting(used.get(key)) for key in SETTINGS]
         shown[0] = shown[0][:12]
-        rows.append([one.slide.name, *("" if text == "None" else text for text in shown)])
-    names = ["Network (hash)", "Threshold", "Microns a pixel", "Down-sampled by"]
+        rows.append([one.slide.name, *shown])
+    names = ["Network (hash)", "Threshold", "Microns a pixel that it saw", "Down-sampled by"]
     names += ["Least object, pixels", "Least object, µm²"]
     page.table(["Slide", *names], rows, caption="Settings of the segmentation")
     page.paragraph(

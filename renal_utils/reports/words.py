@@ -47,7 +47,7 @@ def tell(row: pd.Series) -> str:
         return f"{value:#.3g}".rstrip(".")
 
     if pd.isna(row["value"]):
-        return f"not known ({row['method']})"
+        return "not known"
     shown = "" if unit in ("", "share", "1/mm²") else f" {unit}"
     if pd.isna(row["low"]):
         return number(row["value"]) + shown

@@ -112,7 +112,7 @@ def _remarks(slides: Sequence[SegmentedSlide]) -> list[str]:
     damaged = [s.name for s in slides if s.summary.get("run", {}).get("damaged_tiles")]
     if damaged:
         remarks.append(f"Damaged parts were left out as if they were glass: {', '.join(damaged)}.")
-    if len({slide.donor for slide in slides}) == len(slides) > 1:
+    if len(slides) > 1 and all(slide.donor == slide.name for slide in slides):
         remarks.append("Each slide is taken as a donor of its own.")
     return remarks
 

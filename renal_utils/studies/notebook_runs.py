@@ -30,7 +30,7 @@ class NotebookRun:
     """What came of one run: the executed notebook, how long it took, the numbers it checked.
 
     ``bands`` holds a mapping for each number given to ``check_bands``: bands (file), name, value,
-    low, high. ``recorded`` is what it handed over, see ``recording``.
+    low, high (None where it has no bands). ``recorded`` is what it handed over, see ``recording``.
     """
 
     output: Path
