@@ -76,7 +76,6 @@ _OTHERS = [
     Material("intima", 0.08, 0.52, 0.12, 0.15, tissue="vessel"),
     Material("adventitia", 0.05, 0.32, 0.15, 0.2, 0.3, tissue="vessel"),
     Material("vessel_lumen", 0.003, 0.01, 0.6, 0.6, tissue="vessel"),
-    Material("blood", 0.04, 0.23, 0.3, 0.3, tissue="vessel"),
 ]
 MATERIALS = (Material("glass", 0.0, 0.0, 0.0, 0.0), *_TUBULES, *_OTHERS)
 ID = {material.name: i for i, material in enumerate(MATERIALS)}

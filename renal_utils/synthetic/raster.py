@@ -7,6 +7,7 @@ whatever region is asked for, and memory is bounded by the region.
 from collections import OrderedDict
 from dataclasses import dataclass, fields
 
+import cv2
 import numpy as np
 from jaxtyping import Int32, UInt8
 
@@ -17,6 +18,7 @@ from renal_utils.synthetic.canvas import Canvas
 from renal_utils.synthetic.colouring import colour
 from renal_utils.synthetic.painting import paint
 from renal_utils.synthetic.plan import SlidePlan
+from renal_utils.synthetic.recipe import Recipe
 
 BLOCK_PX = 1024
 _MARGIN_UM = 32  # more than the thickest epithelium, so that depths are right at a block's edge
@@ -92,13 +94,24 @@ def _draw_block(plan: SlidePlan, x: int, y: int) -> DrawnRegion:
     """Draw one block of the grid with its margin; return it without."""
     um = 1 / plan.recipe.mpp
     margin = int(np.ceil(_MARGIN_UM * um))
-    canvas = Canvas(x - margin, y - margin, BLOCK_PX + 2 * margin, um)
+    reach = _blur_reach(plan.recipe)
+    canvas = Canvas(x - margin, y - margin, BLOCK_PX + 2 * margin, um, margin - reach)
     paint(canvas, plan)
     fibrosis = canvas.spread(plan.terrain.fibrosis, plan.terrain.cell)
-    tissues = np.take(materials.TISSUE, canvas.material)
-    scarred = (canvas.material == materials.ID["interstitium"]) & (fibrosis > _FIBROTIC)
-    tissues[scarred] = KIDNEY_TISSUES.id_of("interstitial_fibrosis")
-    rgb = colour(canvas, plan, fibrosis)
+    rgb = colour(canvas, plan, fibrosis)[(slice(reach, reach + BLOCK_PX),) * 2]
     inner = (slice(margin, margin + BLOCK_PX),) * 2
-    layers = (rgb, tissues, canvas.glomeruli, canvas.nuclei)
-    return DrawnRegion(*(layer[inner].copy() for layer in layers))
+    material = canvas.material[inner]
+    tissues = cv2.LUT(material, materials.TISSUE)
+    scarred = (material == materials.ID["interstitium"]) & (fibrosis[inner] > _FIBROTIC)
+    tissues[scarred] = KIDNEY_TISSUES.id_of("interstitial_fibrosis")
+    truths = (canvas.glomeruli, canvas.nuclei)
+    return DrawnRegion(rgb.copy(), tissues, *(truth[inner].copy() for truth in truths))
+
+
+def _blur_reach(recipe: Recipe) -> int:
+    """Return how many pixels round a block its blur needs.
+
+    A multiple of 8, so that strips hold whole vectors of the processor: the last few numbers of a
+    row may be rounded in another way.
+    """
+    return 8 * int(np.ceil((3 * recipe.blur_um / recipe.mpp + 2) / 8))

@@ -1,6 +1,7 @@
 """Tubules: profiles of every kind, packed edge to edge round glomeruli and vessels."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -49,6 +50,11 @@ class Tubules:
     tint: Float[np.ndarray, " T"]
     content: Float[np.ndarray, " T"]
     fibrosis: Float[np.ndarray, " T"]
+
+    @cached_property
+    def corners(self) -> tuple[Float[np.ndarray, "T 2"], Float[np.ndarray, "T 2"]]:
+        """Left top and right bottom corners of the rings."""
+        return self.rings.min(1), self.rings.max(1)
 
 
 def pack_tubules(
