@@ -107,6 +107,7 @@ GLOMERULI_SCLEROSIS = LabelSet(
 NUCLEI = LabelSet("nuclei", (_BACKGROUND, LabelClass(1, "nucleus", "Nucleus", BLUE)))
 
 # What the drawn slides know. Background is glass, capsule and interstitium that is not fibrotic.
+# Capsule, Bowman's space, tuft and crescent of a glomerulus all have its class.
 KIDNEY_TISSUES = LabelSet(
     "kidney_tissues",
     (

@@ -69,9 +69,12 @@ class Canvas:
 
     def fill(self, target: np.ndarray, rings: Iterable[Ring], value: float | int) -> None:
         """Fill closed rings that do not overlap; hole-free."""
-        points = [self.points(ring) for ring in rings]
-        if points:
-            cv2.fillPoly(target, points, value, shift=SUBPIXEL_BITS)
+        rings = list(rings)
+        if rings:
+            ends = np.cumsum([len(ring) for ring in rings])[:-1].tolist()
+            points = self.points(np.concatenate(rings))
+            parts = [points[a:b] for a, b in zip([0, *ends], [*ends, None], strict=True)]
+            cv2.fillPoly(target, parts, value, shift=SUBPIXEL_BITS)
 
     def stroke(
         self, target: np.ndarray, path: Ring, width_px: float, value: int, *, closed: bool

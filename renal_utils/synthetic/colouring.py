@@ -14,6 +14,7 @@ from renal_utils.synthetic.canvas import Canvas
 from renal_utils.synthetic.noise import noise_tiles
 from renal_utils.synthetic.plan import SlidePlan
 from renal_utils.synthetic.recipe import Recipe
+from renal_utils.synthetic.terrain import Terrain
 
 Plane = Float32[np.ndarray, "S S"]  # of a whole canvas
 Part = Float32[np.ndarray, "h w"]  # of a strip of it
@@ -26,6 +27,8 @@ _BLUER = np.array([[0.07, -0.02, -0.05], [0.07, -0.03, -0.06]])
 _HAZE = (0.07, 0.17)  # haematoxylin and PAS of full haze
 _PATCH = 0.35  # by how much, in logarithms, patchiness of 1 changes the stains
 _CHROMATIN = 0.62  # haematoxylin of an ordinary nucleus
+DEFOCUS_UM = 3.2  # standard deviation of the blur where it is furthest out of focus
+_DEFOCUS_STEPS = 3
 
 
 def stain_rows(recipe: Recipe) -> Float32[np.ndarray, "2 3"]:
@@ -56,6 +59,8 @@ def colour(canvas: Canvas, plan: SlidePlan, fibrosis: Plane) -> UInt8[np.ndarray
         rgb[rows] = _light(haematoxylin, pas, None if ink is None else ink[at], plan)
     if recipe.blur_um > 0:
         rgb = cv2.GaussianBlur(rgb, (0, 0), recipe.blur_um * canvas.um)
+    if plan.terrain.defocus is not None:
+        rgb = _put_out_of_focus(rgb, canvas, plan.terrain)
     if recipe.noise > 0:
         _add_noise(rgb, canvas, recipe)
     return rgb
@@ -85,6 +90,20 @@ def _light(haematoxylin: Part, pas: Part, ink: Part | None, plan: SlidePlan) -> 
             light = light - ink * np.float32(np.log(10) * plan.artefacts.ink[channel])
         planes.append(cv2.convertScaleAbs(cv2.exp(light)))
     return cv2.merge(planes)
+
+
+def _put_out_of_focus(
+    rgb: UInt8[np.ndarray, "C C 3"], canvas: Canvas, terrain: Terrain
+) -> UInt8[np.ndarray, "C C 3"]:
+    """Blur by patches: between a few strengths of blur the picture is mixed."""
+    if terrain.defocus is None or not (far := canvas.spread(terrain.defocus, terrain.cell)).any():
+        return rgb
+    far, mixed = far[canvas.core] * np.float32(_DEFOCUS_STEPS), rgb.astype(np.float32)
+    for step in range(_DEFOCUS_STEPS):
+        sigma = DEFOCUS_UM * canvas.um * (step + 1) / _DEFOCUS_STEPS
+        weight = np.clip(far - np.float32(step), 0, 1)[..., None]
+        mixed += weight * (cv2.GaussianBlur(rgb, (0, 0), sigma) - mixed)
+    return np.rint(mixed).astype(np.uint8)
 
 
 def _add_noise(rgb: UInt8[np.ndarray, "C C 3"], canvas: Canvas, recipe: Recipe) -> None:

@@ -6,6 +6,7 @@ from jaxtyping import Float32, UInt8, UInt16
 
 from renal_utils.synthetic import materials
 from renal_utils.synthetic.canvas import SUBPIXEL_BITS, Canvas
+from renal_utils.synthetic.crescent import Crescent
 from renal_utils.synthetic.materials import ID
 from renal_utils.synthetic.noise import noise_tiles
 from renal_utils.synthetic.plan import SlidePlan
@@ -18,14 +19,14 @@ def paint(canvas: Canvas, plan: SlidePlan) -> None:
     """Paint all that a plan has on a canvas: materials, glomeruli, nuclei."""
     _paint_ground(canvas, plan)
     solid = _paint_vessels(canvas, plan)
-    for glomerulus in plan.glomeruli:
-        if canvas.sees_ring(glomerulus.outline):
-            canvas.fill(canvas.glomeruli, [glomerulus.outline], glomerulus.id)
-            around = canvas.around(glomerulus.outline)
-            before = canvas.material[around].copy()
-            _paint_glomerulus(canvas, glomerulus, plan.recipe.wall_scale)
-            outside = canvas.glomeruli[around] != glomerulus.id
-            np.copyto(canvas.material[around], before, where=outside)
+    for i in np.flatnonzero(canvas.sees(*plan.glomerulus_corners)).tolist():
+        glomerulus = plan.glomeruli[i]
+        canvas.fill(canvas.glomeruli, [glomerulus.outline], glomerulus.id)
+        around = canvas.around(glomerulus.outline)
+        before = canvas.material[around].copy()
+        _paint_glomerulus(canvas, glomerulus, plan.recipe.wall_scale)
+        outside = canvas.glomeruli[around] != glomerulus.id
+        np.copyto(canvas.material[around], before, where=outside)
     solid[canvas.glomeruli > 0] = 1
     _paint_tubules(canvas, plan, solid)
     canvas.fill(canvas.material, plan.artefacts.tears, ID["glass"])
@@ -66,10 +67,9 @@ def _paint_capillaries(canvas: Canvas, plan: SlidePlan) -> None:
 def _paint_vessels(canvas: Canvas, plan: SlidePlan) -> UInt8[np.ndarray, "S S"]:
     """Paint vessels; return a mask of them, which tubules must not cover."""
     mask, um, paint = np.zeros_like(canvas.material), canvas.um, canvas.material
-    for vessel in plan.vessels:
+    for i in np.flatnonzero(canvas.sees(*plan.vessel_corners, 8 * um)).tolist():
+        vessel = plan.vessels[i]
         ring, vein = vessel.outline, vessel.kind == "vein"
-        if not canvas.sees_ring(ring, 8 * um):
-            continue
         canvas.fill(mask, [ring], 1)
         canvas.fill(paint, [ring], ID["adventitia"])
         muscle = vessel.lumen + (ring - vessel.lumen) * (0.6 if vein else 0.86)
@@ -82,12 +82,13 @@ def _paint_vessels(canvas: Canvas, plan: SlidePlan) -> UInt8[np.ndarray, "S S"]:
 
 def _paint_glomerulus(canvas: Canvas, g: Glomerulus, wall_scale: float) -> None:
     """Paint capsule, Bowman's space, tuft, mesangium, slits and loops, each over the last."""
-    paint, middle = canvas.material, np.array(g.xy)
+    paint = canvas.material
     first = "scar" if g.sclerosed else "bowman"
     canvas.fill(canvas.tint, [g.outline], g.tint[0])
     canvas.fill(paint, [g.outline], ID[f"{first}_capsule"])
-    inner = middle + (g.outline - middle) * (1 - g.capsule_px / g.radius)
-    canvas.fill(paint, [inner], ID[f"{first}_space"])
+    canvas.fill(paint, [g.inner], ID[f"{first}_space"])
+    if g.crescent is not None:
+        _paint_crescent(canvas, g.crescent)
     canvas.fill(paint, [g.tuft], ID["scar" if g.sclerosed else "tuft"])
     canvas.fill(paint, g.mesangium, ID["mesangium"])
     canvas.fill(paint, g.nodules, ID["nodule"])
@@ -101,6 +102,19 @@ def _paint_glomerulus(canvas: Canvas, g: Glomerulus, wall_scale: float) -> None:
     lumens = middles + (g.loops - middles) * np.maximum(0.25, 1 - wall / reach)[:, None, None]
     canvas.fill(paint, lumens[~g.filled], ID["loop_open"])
     canvas.fill(paint, lumens[g.filled], ID["loop_filled"])
+
+
+def _paint_crescent(canvas: Canvas, crescent: Crescent) -> None:
+    """Paint a crescent, with thin seams between its layers of cells."""
+    canvas.fill(canvas.material, [crescent.outline], ID["crescent"])
+    inside = np.zeros_like(canvas.material)
+    canvas.fill(inside, [crescent.outline], 1)
+    seams = np.zeros_like(inside)
+    for layer in range(1, crescent.layers):
+        path = crescent.path(layer / crescent.layers)
+        for first in range(layer % 3 * 4, len(path) - 8, 13):
+            canvas.stroke(seams, path[first : first + 9], 0.6 * canvas.um, 1, closed=False)
+    canvas.material[(seams > 0) & (inside > 0)] = ID["crescent_seam"]
 
 
 def _paint_tubules(canvas: Canvas, plan: SlidePlan, solid: UInt8[np.ndarray, "S S"]) -> None:

@@ -15,7 +15,7 @@ from renal_utils.geometry import Box
 from renal_utils.labels import KIDNEY_TISSUES
 from renal_utils.synthetic import materials
 from renal_utils.synthetic.canvas import Canvas
-from renal_utils.synthetic.colouring import colour
+from renal_utils.synthetic.colouring import DEFOCUS_UM, colour
 from renal_utils.synthetic.painting import paint
 from renal_utils.synthetic.plan import SlidePlan
 from renal_utils.synthetic.recipe import Recipe
@@ -35,12 +35,14 @@ class DrawnRegion:
         tissues: Class ids of ``labels.KIDNEY_TISSUES``.
         glomeruli: Instance ids, 0 elsewhere.
         nuclei: Instance ids, 0 elsewhere.
+        structures: Index into ``materials.STRUCTURES``: tuft, crescent, kinds of tubule, ...
     """
 
     rgb: UInt8[np.ndarray, "h w 3"]
     tissues: UInt8[np.ndarray, "h w"]
     glomeruli: Int32[np.ndarray, "h w"]
     nuclei: Int32[np.ndarray, "h w"]
+    structures: UInt8[np.ndarray, "h w"]
 
 
 def draw_region(plan: SlidePlan, box_l0: Box) -> DrawnRegion:
@@ -64,6 +66,7 @@ def draw_region(plan: SlidePlan, box_l0: Box) -> DrawnRegion:
         np.empty(shape, np.uint8),
         np.empty(shape, np.int32),
         np.empty(shape, np.int32),
+        np.empty(shape, np.uint8),
     )
     for y in range(box_l0.y // BLOCK_PX * BLOCK_PX, box_l0.bottom, BLOCK_PX):
         for x in range(box_l0.x // BLOCK_PX * BLOCK_PX, box_l0.right, BLOCK_PX):
@@ -104,8 +107,8 @@ def _draw_block(plan: SlidePlan, x: int, y: int) -> DrawnRegion:
     tissues = cv2.LUT(material, materials.TISSUE)
     scarred = (material == materials.ID["interstitium"]) & (fibrosis[inner] > _FIBROTIC)
     tissues[scarred] = KIDNEY_TISSUES.id_of("interstitial_fibrosis")
-    truths = (canvas.glomeruli, canvas.nuclei)
-    return DrawnRegion(rgb.copy(), tissues, *(truth[inner].copy() for truth in truths))
+    instances = (canvas.glomeruli[inner].copy(), canvas.nuclei[inner].copy())
+    return DrawnRegion(rgb.copy(), tissues, *instances, cv2.LUT(material, materials.STRUCTURE))
 
 
 def _blur_reach(recipe: Recipe) -> int:
@@ -114,4 +117,5 @@ def _blur_reach(recipe: Recipe) -> int:
     A multiple of 8, so that strips hold whole vectors of the processor: the last few numbers of a
     row may be rounded in another way.
     """
-    return 8 * int(np.ceil((3 * recipe.blur_um / recipe.mpp + 2) / 8))
+    blur_um = recipe.blur_um + DEFOCUS_UM * (recipe.blur_patches > 0)
+    return 8 * int(np.ceil((3 * blur_um / recipe.mpp + 2) / 8))
