@@ -16,7 +16,6 @@ from renal_utils.synthetic.terrain import Terrain, survey_terrain
 from renal_utils.synthetic.tubules import TUBULE_NAMES, Tubules, pack_tubules
 from renal_utils.synthetic.tuft import Glomerulus
 
-
 Corners = Float[np.ndarray, "N 2"]
 
 
