@@ -120,6 +120,19 @@ KIDNEY_TISSUES = LabelSet(
     ),
 )
 
+# What a glomerulus is made of, as the drawn slides' structures name it.
+GLOMERULUS_PARTS = LabelSet(
+    "glomerulus_parts",
+    (
+        _BACKGROUND,
+        LabelClass(1, "bowman_capsule", "Bowman's capsule", PURPLE),
+        LabelClass(2, "bowman_space", "Bowman's space", SKY),
+        LabelClass(3, "tuft", "Tuft", VERMILION),
+        LabelClass(4, "crescent", "Crescent", BLUE),
+        LabelClass(5, "scar", "Scar", ORANGE),
+    ),
+)
+
 # The four classes of the ASRMU-Net paper (NT, IF, VES, GLO); it has no background class.
 FOUR_TISSUES = LabelSet(
     "four_tissues",
@@ -167,6 +180,7 @@ LABEL_SETS: Mapping[str, LabelSet] = {
         GLOMERULI_SCLEROSIS,
         NUCLEI,
         KIDNEY_TISSUES,
+        GLOMERULUS_PARTS,
         FOUR_TISSUES,
         MOUSE_KIDNEY,
         GI_ORGANS,
