@@ -107,6 +107,7 @@ GLOMERULI_SCLEROSIS = LabelSet(
 NUCLEI = LabelSet("nuclei", (_BACKGROUND, LabelClass(1, "nucleus", "Nucleus", BLUE)))
 
 # What the drawn slides know. Background is glass, capsule and interstitium that is not fibrotic.
+# Capsule, Bowman's space, tuft and crescent of a glomerulus all have its class.
 KIDNEY_TISSUES = LabelSet(
     "kidney_tissues",
     (
@@ -116,6 +117,19 @@ KIDNEY_TISSUES = LabelSet(
         LabelClass(3, "vessel", "Vessel", PURPLE),
         LabelClass(4, "glomerulus", "Glomerulus", VERMILION),
         LabelClass(5, "sclerosed_glomerulus", "Sclerosed glomerulus", ORANGE),
+    ),
+)
+
+# What a glomerulus is made of, as the drawn slides' structures name it.
+GLOMERULUS_PARTS = LabelSet(
+    "glomerulus_parts",
+    (
+        _BACKGROUND,
+        LabelClass(1, "bowman_capsule", "Bowman's capsule", PURPLE),
+        LabelClass(2, "bowman_space", "Bowman's space", SKY),
+        LabelClass(3, "tuft", "Tuft", VERMILION),
+        LabelClass(4, "crescent", "Crescent", BLUE),
+        LabelClass(5, "scar", "Scar", ORANGE),
     ),
 )
 
@@ -166,6 +180,7 @@ LABEL_SETS: Mapping[str, LabelSet] = {
         GLOMERULI_SCLEROSIS,
         NUCLEI,
         KIDNEY_TISSUES,
+        GLOMERULUS_PARTS,
         FOUR_TISSUES,
         MOUSE_KIDNEY,
         GI_ORGANS,

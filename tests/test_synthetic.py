@@ -1,30 +1,44 @@
 """Drawn slides: recipes are checked, plans fit, pixels do not depend on how they are asked for."""
 
 import hashlib
-from dataclasses import replace
+import pickle
+from dataclasses import fields, replace
 
 import cv2
 import numpy as np
 import pytest
 from scipy import ndimage
+from shapely import Polygon
 
 from renal_utils.geometry import Box
 from renal_utils.labels import KIDNEY_TISSUES
 from renal_utils.stain import separate_stains
 from renal_utils.synthetic import (
     GROUPS,
+    STRUCTURES,
+    DrawnRegion,
     Recipe,
     donor_recipe,
     draw_region,
     plan_slide,
     random_recipe,
 )
-from renal_utils.synthetic.packing import power_cells, ring_area
+from renal_utils.synthetic.noise import sample_field
+from renal_utils.synthetic.packing import (
+    DartBoard,
+    make_spines,
+    power_cells,
+    resample,
+    resample_all,
+    ring_area,
+)
 from renal_utils.synthetic.recipe import ODD_FIELDS
 
 SMALL = Recipe(size_px=(1500, 1400), glomerulus_um=140.0, tear=True, fold=True, pen_mark=True)
 RICH = replace(SMALL, fibrosis=0.3, sclerosed_fraction=0.4, glomeruli_per_mm2=20.0)
+CRESCENTS = replace(RICH, crescent_fraction=1.0, sclerosed_fraction=0.2, tear=False, fold=False)
 TUBULE, FIBROSIS, VESSEL, GLOMERULUS, SCLEROSED = range(1, 6)
+LAYERS = [field.name for field in fields(DrawnRegion)]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +49,13 @@ def plan():
 @pytest.fixture(scope="module")
 def whole(plan):
     return draw_region(plan, Box(0, 0, *plan.size_px))
+
+
+@pytest.fixture(scope="module")
+def crescents():
+    """A plan whose living glomeruli all have a crescent, and the whole of its slide."""
+    plan = plan_slide(CRESCENTS, seed=2)
+    return plan, draw_region(plan, Box(0, 0, *plan.size_px))
 
 
 @pytest.mark.parametrize(
@@ -55,6 +76,9 @@ def whole(plan):
         ("irregularity", 9.0, "0.0 to 3.0"),
         ("epithelium", 0.0, "0.3 to 1.5"),
         ("patchiness", float("inf"), "0.0 to 1.0"),
+        ("crescent_fraction", 1.5, "0.0 to 1.0"),
+        ("crescent_fraction", float("nan"), "0.0 to 1.0"),
+        ("blur_patches", -0.1, "0.0 to 0.9"),
     ],
 )
 def test_bad_recipes_are_refused_with_the_allowed_range(field, value, words):
@@ -99,7 +123,7 @@ def test_groups_differ_as_their_diseases_do():
 def test_a_region_equals_the_crop_of_a_larger_one(whole, box):
     again = plan_slide(RICH, seed=3)
     part = draw_region(again, box)
-    for name in ("rgb", "tissues", "glomeruli", "nuclei"):
+    for name in LAYERS:
         np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[box.slices])
 
 
@@ -111,6 +135,16 @@ def test_a_region_of_a_random_slide_equals_the_crop_of_a_larger_one():
     for name in ("rgb", "tissues", "glomeruli", "nuclei"):
         crop = getattr(larger, name)[100:150, 110:150]
         np.testing.assert_array_equal(getattr(part, name), crop)
+
+
+def test_crescents_and_blur_do_not_depend_on_the_region_or_the_process():
+    recipe = replace(CRESCENTS, blur_patches=0.4)
+    plan = plan_slide(recipe, seed=2)
+    larger = draw_region(plan, Box(820, 820, 400, 380))
+    sent = pickle.loads(pickle.dumps(plan))  # as to a worker
+    part = draw_region(sent, Box(1000, 990, 60, 70))
+    for name in LAYERS:
+        np.testing.assert_array_equal(getattr(part, name), getattr(larger, name)[170:240, 180:240])
 
 
 def test_slides_of_donors_stay_as_they_are():
@@ -348,3 +382,105 @@ def test_random_recipes_are_valid_repeatable_and_wider_than_those_of_donors():
     assert all(len({getattr(r, name) for r in odd}) == 40 for name in ODD_FIELDS)
     with pytest.raises(ValueError, match="mpp"):
         random_recipe(np.random.default_rng(0), mpp=50.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.35, 1.0])
+def test_the_recipes_share_of_living_glomeruli_has_a_crescent(share):
+    recipe = replace(RICH, size_px=(2200, 2200), crescent_fraction=share)
+    table = plan_slide(recipe, seed=0).glomerulus_table()
+    assert len(table) > 8 and table["sclerosed"].any()
+    assert not (table["crescent"] & table["sclerosed"]).any()
+    alive = (~table["sclerosed"]).sum()
+    assert abs(table["crescent"].sum() - share * alive) < 1
+    assert ((table["crescent_um2"] > 0) == table["crescent"]).all()
+
+
+def test_crescents_lie_between_capsule_and_tuft(crescents):
+    plan, _ = crescents
+    with_one = [g for g in plan.glomeruli if g.crescent is not None]
+    assert len(with_one) >= 3
+    for g in with_one:
+        crescent, tuft, inner = (Polygon(r) for r in (g.crescent.outline, g.tuft, g.inner))
+        assert crescent.is_valid and 0.03 < crescent.area / inner.area < 0.5
+        assert crescent.difference(inner).area < 0.01 * crescent.area
+        assert crescent.intersection(tuft).area < 0.01 * crescent.area
+        assert crescent.distance(tuft) * CRESCENTS.mpp < 3  # it pushed the tuft aside
+
+
+def test_capsule_space_crescent_and_tuft_make_up_a_glomerulus(crescents):
+    plan, drawn = crescents
+    parts = [STRUCTURES.index(f"bowman_{part}") for part in ("capsule", "space")]
+    parts += [STRUCTURES.index(name) for name in ("tuft", "crescent")]
+    table = plan.glomerulus_table().set_index("id")
+    for number, row in table[table["crescent"]].iterrows():
+        mask = drawn.glomeruli == number
+        assert np.unique(drawn.tissues[mask]).tolist() == [GLOMERULUS]
+        counts = np.bincount(drawn.structures[mask], minlength=len(STRUCTURES))
+        assert counts[parts].all() and counts[parts].sum() == mask.sum()
+        area = counts[STRUCTURES.index("crescent")] * CRESCENTS.mpp**2
+        assert area == pytest.approx(row["crescent_um2"], rel=0.08)
+
+
+def test_crescents_are_full_of_nuclei_with_ids(crescents):
+    plan, drawn = crescents
+    nuclei = plan.nucleus_table().query("kind == 'crescent'")
+    at = nuclei["y_l0"].astype(int), nuclei["x_l0"].astype(int)
+    assert (drawn.structures[at] == STRUCTURES.index("crescent")).mean() > 0.97
+    assert (drawn.nuclei[at] == nuclei["id"]).mean() > 0.9
+    density = len(nuclei) / plan.glomerulus_table()["crescent_um2"].sum()
+    assert 0.004 < density < 0.04  # one in 25 to 250 square micrometres
+
+
+def test_structures_agree_with_tissues_and_all_are_drawn(whole, crescents):
+    seen = np.union1d(whole.structures, crescents[1].structures)
+    assert {STRUCTURES[i] for i in seen} == set(STRUCTURES)
+    of_tubules = [i for i, name in enumerate(STRUCTURES) if name.endswith(("_wall", "_lumen"))]
+    of_vessels = [i for i, name in enumerate(STRUCTURES) if name.startswith("vessel")]
+    np.testing.assert_array_equal(np.isin(whole.structures, of_vessels), whole.tissues == VESSEL)
+    in_tubules = np.isin(whole.structures, np.setdiff1d(of_tubules, of_vessels))
+    np.testing.assert_array_equal(in_tubules, whole.tissues == TUBULE)
+
+
+def test_patches_out_of_focus_lose_detail_and_no_truth(plan, whole):
+    sharp, patchy = (
+        plan_slide(replace(plan.recipe, noise=0.0, blur_patches=share), seed=3)
+        for share in (0.0, 0.4)
+    )
+    assert (patchy.terrain.defocus > 0.5).mean() == pytest.approx(0.4, abs=0.02)
+    first, second = (draw_region(p, Box(0, 0, *plan.size_px)) for p in (sharp, patchy))
+    for name in LAYERS[1:]:
+        np.testing.assert_array_equal(getattr(second, name), getattr(whole, name))
+    places = np.stack(np.meshgrid(np.arange(1500), np.arange(1400)), -1)
+    far = sample_field(patchy.terrain.defocus, places + 0.5, patchy.terrain.cell)
+    detail = [
+        cv2.Laplacian(one.rgb[..., 1].astype(np.float32), cv2.CV_32F) for one in (first, second)
+    ]
+    tissue = whole.structures != STRUCTURES.index("glass")
+    blurred = tissue & (cv2.erode(far, np.ones((65, 65))) > 0.9)
+    assert blurred.sum() > 10_000
+    assert detail[1][blurred].std() < 0.25 * detail[0][blurred].std()
+    untouched = cv2.dilate(far, np.ones((65, 65))) == 0
+    assert untouched.sum() > 10_000
+    np.testing.assert_array_equal(first.rgb[untouched], second.rgb[untouched])
+
+
+def test_rings_resampled_together_are_those_resampled_alone():
+    rng = np.random.default_rng(0)
+    rings = [rng.uniform(0, 90, (int(n), 2)) for n in rng.integers(3, 40, 300)]
+    together = resample_all(rings, 24)
+    np.testing.assert_array_equal(together, np.stack([resample(ring, 24) for ring in rings]))
+
+
+def test_spines_with_room_are_those_that_can_be_placed():
+    rng = np.random.default_rng(0)
+    boards = [DartBoard((300, 200), (12.0, 8.0)) for _ in range(2)]
+    for board in boards:
+        board.block(np.array([[40, 40], [220, 60], [150, 150.0]]))
+    middle, angle = rng.uniform(-20, 320, (400, 2)), rng.uniform(0, 3, 400)
+    spines = make_spines(middle, angle, rng.uniform(0, 80, 400), np.zeros(400), step=6.0)
+    found = boards[0].have_room(spines, 1)
+    assert 0 < found.sum() < len(found)
+    for spine, room in zip(spines, found, strict=True):
+        board = DartBoard((300, 200), (12.0, 8.0))
+        board.taken = [taken.copy() for taken in boards[1].taken]
+        assert board.try_spine(spine, 1) == room

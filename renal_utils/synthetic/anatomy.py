@@ -40,18 +40,31 @@ def place_glomeruli(terrain: Terrain, recipe: Recipe, rng: np.random.Generator) 
             continue
         if all(np.hypot(x - a, y - b) > 1.08 * (size + c) + 12 / recipe.mpp for a, b, c in kept):
             kept.append((float(x), float(y), float(size)))
+    third = rng.spawn(1)[0]  # leaves ``rng`` as it is
     sclerosed = _pick_sclerosed(kept, terrain, recipe, rng)
+    crescents = _pick_crescents(sclerosed, recipe.crescent_fraction, third)
     return [
         make_glomerulus(
             i + 1,
             (x, y),
             size * (0.72 if dead else 1.0),
             sclerosed=dead,
+            crescent=crescent,
             recipe=recipe,
             rng=np.random.default_rng(rng.integers(2**63)),
         )
-        for i, ((x, y, size), dead) in enumerate(zip(kept, sclerosed, strict=True))
+        for i, ((x, y, size), dead, crescent) in enumerate(
+            zip(kept, sclerosed, crescents, strict=True)
+        )
     ]
+
+
+def _pick_crescents(sclerosed: list[bool], share: float, rng: np.random.Generator) -> list[bool]:
+    """Choose which glomeruli have a crescent: a share of those that are not sclerosed."""
+    alive = np.flatnonzero(~np.array(sclerosed, bool))
+    count = share * len(alive)
+    picked = rng.permutation(alive)[: int(count) + int(rng.random() < count % 1)]
+    return np.isin(np.arange(len(sclerosed)), picked).tolist()
 
 
 def _pick_sclerosed(

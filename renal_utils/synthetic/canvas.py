@@ -1,6 +1,6 @@
 """Canvas: a block of the slide while it is painted, and the few strokes that painting needs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import cv2
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Shaped, UInt8
 
 SUBPIXEL_BITS = 4  # bits of a pixel's fraction that OpenCV's polygons keep here
+STRIP_ROWS = 32  # what is computed at once; its planes fit into a processor's second cache
 
 Ring = Float[np.ndarray, "_ 2"]
 Ids = UInt8[np.ndarray, "S S"]
@@ -22,6 +23,7 @@ class Canvas:
         y: Slide pixel of its top edge.
         size: Width and height.
         um: Pixels a micrometre.
+        edge: Width of the rim that only vectors are painted on: no colours, no tubule walls.
         material: Ids of ``materials.MATERIALS``.
         tint: Factor on the stains.
         veil: Factor on the haze in lumens.
@@ -34,6 +36,7 @@ class Canvas:
     y: int
     size: int
     um: float
+    edge: int = 0
     material: Ids = field(init=False)
     tint: Float32[np.ndarray, "S S"] = field(init=False)
     veil: Float32[np.ndarray, "S S"] = field(init=False)
@@ -47,6 +50,18 @@ class Canvas:
         self.glomeruli, self.nuclei = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         self.tint, self.veil = np.ones(shape, np.float32), np.ones(shape, np.float32)
 
+    @property
+    def core(self) -> tuple[slice, slice]:
+        """Rows and columns within the rim."""
+        inner = slice(self.edge, self.size - self.edge)
+        return inner, inner
+
+    def strips(self) -> Iterator[tuple[slice, slice]]:
+        """Yield rows and columns of the core, a few rows at a time."""
+        rows, columns = self.core
+        for top in range(rows.start, rows.stop, STRIP_ROWS):
+            yield slice(top, min(top + STRIP_ROWS, rows.stop)), columns
+
     def points(self, rings: Shaped[np.ndarray, "*n 2"]) -> Int32[np.ndarray, "*n 2"]:
         """Return slide positions in OpenCV's fixed point, where a pixel's centre is whole."""
         corner = np.array([self.x + 0.5, self.y + 0.5])
@@ -54,9 +69,12 @@ class Canvas:
 
     def fill(self, target: np.ndarray, rings: Iterable[Ring], value: float | int) -> None:
         """Fill closed rings that do not overlap; hole-free."""
-        points = [self.points(ring) for ring in rings]
-        if points:
-            cv2.fillPoly(target, points, value, shift=SUBPIXEL_BITS)
+        rings = list(rings)
+        if rings:
+            ends = np.cumsum([len(ring) for ring in rings])[:-1].tolist()
+            points = self.points(np.concatenate(rings))
+            parts = [points[a:b] for a, b in zip([0, *ends], [*ends, None], strict=True)]
+            cv2.fillPoly(target, parts, value, shift=SUBPIXEL_BITS)
 
     def stroke(
         self, target: np.ndarray, path: Ring, width_px: float, value: int, *, closed: bool
@@ -78,6 +96,13 @@ class Canvas:
     def sees_ring(self, ring: Ring, reach: float = 0.0) -> bool:
         """Say whether a ring may touch the canvas widened by ``reach`` pixels."""
         return bool(self.sees(ring.min(0)[None], ring.max(0)[None], reach)[0])
+
+    def around(self, ring: Ring) -> tuple[slice, slice]:
+        """Return the rows and columns of the canvas that a ring may reach."""
+        corner = np.array([self.x, self.y])
+        low = np.clip(np.floor(ring.min(0) - corner).astype(int) - 1, 0, self.size)
+        high = np.clip(np.ceil(ring.max(0) - corner).astype(int) + 2, 0, self.size)
+        return slice(low[1], high[1]), slice(low[0], high[0])
 
     def spread(self, values: Shaped[np.ndarray, "h w"], cell: float) -> Float32[np.ndarray, "S S"]:
         """Return a coarse field, on cells of ``cell`` slide pixels, at every pixel (linear)."""

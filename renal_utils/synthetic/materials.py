@@ -76,11 +76,35 @@ _OTHERS = [
     Material("intima", 0.08, 0.52, 0.12, 0.15, tissue="vessel"),
     Material("adventitia", 0.05, 0.32, 0.15, 0.2, 0.3, tissue="vessel"),
     Material("vessel_lumen", 0.003, 0.01, 0.6, 0.6, tissue="vessel"),
-    Material("blood", 0.04, 0.23, 0.3, 0.3, tissue="vessel"),
+    Material("crescent", 0.12, 0.24, 0.22, 0.2, 0.08, tissue="glomerulus"),
+    Material("crescent_seam", 0.07, 0.42, 0.2, 0.2, tissue="glomerulus"),
 ]
 MATERIALS = (Material("glass", 0.0, 0.0, 0.0, 0.0), *_TUBULES, *_OTHERS)
 ID = {material.name: i for i, material in enumerate(MATERIALS)}
 FIRST_TUBULE = 1
+
+# What `DrawnRegion.structures` tells apart, finer than the tissues.
+_STRUCTURES: dict[str, tuple[str, ...]] = {
+    "glass": ("glass",),
+    "interstitium": ("interstitium",),
+    "capillary": ("capillary",),
+    "kidney_capsule": ("capsule",),
+    "bowman_capsule": ("bowman_capsule", "scar_capsule"),
+    "bowman_space": ("bowman_space",),
+    "tuft": ("tuft", "mesangium", "nodule", "loop_wall", "loop_open", "loop_filled"),
+    "crescent": ("crescent", "crescent_seam"),
+    "scar": ("scar", "scar_space"),
+    "vessel_wall": ("media", "intima", "adventitia"),
+    "vessel_lumen": ("vessel_lumen",),
+} | {
+    f"{name}_{part}": tuple(f"{name}_{zone}" for zone in zones)
+    for name in ("proximal", "distal", "collecting", "ascending", "thin")
+    for part, zones in (
+        ("wall", ("membrane", "epithelium", "brush" if name == "proximal" else "apex")),
+        ("lumen", ("lumen",)),
+    )
+}
+STRUCTURES = tuple(_STRUCTURES)
 
 
 def _column(name: str) -> np.ndarray:
@@ -107,3 +131,6 @@ for _name, _share in {
 GRAIN, CLOUD, FIBRE = _column("grain"), _column("cloud"), _column("fibre")
 TISSUE = np.zeros(256, np.uint8)
 TISSUE[: len(MATERIALS)] = [KIDNEY_TISSUES.id_of(m.tissue) for m in MATERIALS]
+STRUCTURE = np.zeros(256, np.uint8)
+for _index, _names in enumerate(_STRUCTURES.values()):
+    STRUCTURE[[ID[_name] for _name in _names]] = _index

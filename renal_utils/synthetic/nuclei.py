@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 
 from renal_utils.synthetic.anatomy import Vessel
+from renal_utils.synthetic.crescent import Crescent
 from renal_utils.synthetic.noise import sample_field
 from renal_utils.synthetic.packing import resample, ring_normals
 from renal_utils.synthetic.recipe import Recipe
@@ -23,14 +24,15 @@ NUCLEUS_NAMES = (
     "glomerular",
     "podocyte",
     "muscle",
+    "crescent",
 )
-TUBULAR, FLAT, INTERSTITIAL, LYMPHOCYTE, GLOMERULAR, PODOCYTE, MUSCLE = range(7)
+TUBULAR, FLAT, INTERSTITIAL, LYMPHOCYTE, GLOMERULAR, PODOCYTE, MUSCLE, CRESCENT = range(8)
 
 # Half axes in micrometres and darkness of each kind.
 _AXES_UM = np.array(
-    [[2.9, 2.6], [3.3, 1.2], [4.2, 1.2], [2.5, 2.3], [3.0, 2.2], [3.2, 2.6], [5, 1]]
+    [[2.9, 2.6], [3.3, 1.2], [4.2, 1.2], [2.5, 2.3], [3.0, 2.2], [3.2, 2.6], [5, 1], [3.6, 1.9]]
 )
-_DARKNESS = np.array([0.78, 1.0, 1.08, 1.3, 1.05, 0.8, 0.9])
+_DARKNESS = np.array([0.78, 1.0, 1.08, 1.3, 1.05, 0.8, 0.9, 0.95])
 # Spacing of nuclei along a tubule's wall in micrometres, by the tubule's kind.
 _SPACING_UM = np.array([11.0, 9.6, 9.6, 9.6, 17.0])
 
@@ -206,6 +208,8 @@ def _fill_glomerulus(heap: _Heap, g: Glomerulus, um: float, rng: np.random.Gener
         few = np.array(g.xy) + rng.uniform(-0.7, 0.7, (int(rng.integers(6, 20)), 2)) * g.radius
         heap.add(few, rng.uniform(0, 3, len(few)), INTERSTITIAL)
         return
+    if g.crescent is not None:
+        _fill_crescent(heap, g.crescent, um, rng)
     _along(heap, g.outline[None], 30 * um, g.capsule_px + 0.9 * um, FLAT, rng)
     middles = np.array([cell.mean(0) for cell in g.mesangium]).reshape(-1, 2)
     middles = middles[rng.random(len(middles)) < 0.8]
@@ -222,6 +226,22 @@ def _fill_glomerulus(heap: _Heap, g: Glomerulus, um: float, rng: np.random.Gener
     if len(g.slits):
         rim = g.slits[rng.random(len(g.slits)) < 0.6]
         heap.add(rim[:, 0], rng.uniform(0, 3, len(rim)), PODOCYTE)
+
+
+def _fill_crescent(heap: _Heap, crescent: Crescent, um: float, rng: np.random.Generator) -> None:
+    """Put nuclei into each layer of a crescent, lying with it, where the layer is thick enough."""
+    thick = np.hypot(*(crescent.outer - crescent.inner).T) / crescent.layers
+    for layer in range(crescent.layers):
+        path = crescent.path((layer + 0.5) / crescent.layers)
+        steps = np.hypot(*np.diff(path, axis=0).T)
+        along = np.concatenate([[0.0], np.cumsum(steps)])
+        count = int(along[-1] / (9.0 * um))
+        place = (np.arange(count) + rng.uniform(0.1, 0.9, count)) * along[-1] / max(count, 1)
+        place = place[np.interp(place, along, thick) > 3.2 * um]
+        xy = np.stack([np.interp(place, along, values) for values in path.T], 1)
+        at = np.clip(np.searchsorted(along, place), 1, len(path) - 1)
+        heading = np.arctan2(*(path[at] - path[at - 1]).T[::-1])
+        heap.add(xy, heading + rng.normal(0, 0.25, len(xy)), CRESCENT)
 
 
 def _in_solids(

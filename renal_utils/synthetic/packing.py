@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.spatial import ConvexHull
 
 
@@ -49,6 +49,18 @@ class DartBoard:
         """Return flat indices of the cells where a body of this size may have its middle."""
         free = self.taken[size_class] == 0
         return np.flatnonzero(free if where is None else free & where)
+
+    def have_room(
+        self, spines: list[Float[np.ndarray, "_ 2"]], size_class: int
+    ) -> Bool[np.ndarray, " N"]:
+        """Say which spines `try_spine` would place now, each alone."""
+        cells = (np.concatenate(spines) / self.cell).astype(np.int32)
+        taken = self.taken[size_class]
+        blocked = ((cells < 0) | (cells >= taken.shape[::-1])).any(1)
+        inner = np.flatnonzero(~blocked)
+        blocked[inner] = taken[cells[inner, 1], cells[inner, 0]] > 0
+        counts = [len(spine) for spine in spines]
+        return ~np.logical_or.reduceat(blocked, np.cumsum([0, *counts[:-1]]))
 
     def try_spine(self, spine: Float[np.ndarray, "n 2"], size_class: int) -> bool:
         """Place a spine if there is room along all of it; say whether there was."""
@@ -91,7 +103,8 @@ def make_spines(
     path = np.cumsum(np.stack([np.cos(heading), np.sin(heading)], 1) * apart, axis=0)
     at_middle = path[np.cumsum(counts) - counts + counts // 2]
     points = path + (middle - at_middle)[which]
-    return np.split(points, np.cumsum(counts)[:-1])
+    ends = np.cumsum(counts).tolist()
+    return [points[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -161,6 +174,8 @@ def _chain(
     seen = bytearray(len(follows))
     outlines: dict[int, np.ndarray] = {}
     for first in range(len(follows)):
+        if seen[first]:
+            continue
         ring, at = [], first
         while at >= 0 and not seen[at]:
             seen[at] = 1
@@ -178,6 +193,27 @@ def resample(ring: Float[np.ndarray, "n 2"], count: int) -> Float[np.ndarray, "k
     along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(closed, axis=0).T))])
     places = np.linspace(0, along[-1], count, endpoint=False)
     return np.stack([np.interp(places, along, closed[:, i]) for i in range(2)], 1)
+
+
+def resample_all(rings: list[Float[np.ndarray, "_ 2"]], count: int) -> Float[np.ndarray, "N k 2"]:
+    """Return `resample` of many rings, to the last bit, some hundred at a time."""
+    parts = [_resample_some(rings[i : i + 256], count) for i in range(0, len(rings), 256)]
+    return np.concatenate(parts)
+
+
+def _resample_some(rings: list[np.ndarray], count: int) -> np.ndarray:
+    """Resample rings side by side: shorter ones are filled up with their first point."""
+    length = max(len(ring) for ring in rings) + 1
+    closed = np.stack([np.vstack([r, np.repeat(r[:1], length - len(r), 0)]) for r in rings])
+    steps = np.diff(closed, axis=1)
+    along = np.zeros((len(rings), length))
+    np.cumsum(np.hypot(steps[..., 0], steps[..., 1]), axis=1, out=along[:, 1:])
+    places = np.arange(count) * (along[:, -1:] / count)
+    before = (along[:, None] <= places[..., None]).sum(-1) - 1
+    which = np.arange(len(rings))[:, None]
+    run = along[which, before + 1] - along[which, before]
+    slope = steps[which, before] / run[..., None]
+    return slope * (places - along[which, before])[..., None] + closed[which, before]
 
 
 def round_rings(

@@ -2,10 +2,11 @@
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8, UInt16
 
 from renal_utils.synthetic import materials
 from renal_utils.synthetic.canvas import SUBPIXEL_BITS, Canvas
+from renal_utils.synthetic.crescent import Crescent
 from renal_utils.synthetic.materials import ID
 from renal_utils.synthetic.noise import noise_tiles
 from renal_utils.synthetic.plan import SlidePlan
@@ -18,13 +19,14 @@ def paint(canvas: Canvas, plan: SlidePlan) -> None:
     """Paint all that a plan has on a canvas: materials, glomeruli, nuclei."""
     _paint_ground(canvas, plan)
     solid = _paint_vessels(canvas, plan)
-    for glomerulus in plan.glomeruli:
-        if canvas.sees_ring(glomerulus.outline):
-            canvas.fill(canvas.glomeruli, [glomerulus.outline], glomerulus.id)
-            before = canvas.material.copy()
-            _paint_glomerulus(canvas, glomerulus, plan.recipe.wall_scale)
-            outside = canvas.glomeruli != glomerulus.id
-            np.copyto(canvas.material, before, where=outside)
+    for i in np.flatnonzero(canvas.sees(*plan.glomerulus_corners)).tolist():
+        glomerulus = plan.glomeruli[i]
+        canvas.fill(canvas.glomeruli, [glomerulus.outline], glomerulus.id)
+        around = canvas.around(glomerulus.outline)
+        before = canvas.material[around].copy()
+        _paint_glomerulus(canvas, glomerulus, plan.recipe.wall_scale)
+        outside = canvas.glomeruli[around] != glomerulus.id
+        np.copyto(canvas.material[around], before, where=outside)
     solid[canvas.glomeruli > 0] = 1
     _paint_tubules(canvas, plan, solid)
     canvas.fill(canvas.material, plan.artefacts.tears, ID["glass"])
@@ -65,10 +67,9 @@ def _paint_capillaries(canvas: Canvas, plan: SlidePlan) -> None:
 def _paint_vessels(canvas: Canvas, plan: SlidePlan) -> UInt8[np.ndarray, "S S"]:
     """Paint vessels; return a mask of them, which tubules must not cover."""
     mask, um, paint = np.zeros_like(canvas.material), canvas.um, canvas.material
-    for vessel in plan.vessels:
+    for i in np.flatnonzero(canvas.sees(*plan.vessel_corners, 8 * um)).tolist():
+        vessel = plan.vessels[i]
         ring, vein = vessel.outline, vessel.kind == "vein"
-        if not canvas.sees_ring(ring, 8 * um):
-            continue
         canvas.fill(mask, [ring], 1)
         canvas.fill(paint, [ring], ID["adventitia"])
         muscle = vessel.lumen + (ring - vessel.lumen) * (0.6 if vein else 0.86)
@@ -81,12 +82,13 @@ def _paint_vessels(canvas: Canvas, plan: SlidePlan) -> UInt8[np.ndarray, "S S"]:
 
 def _paint_glomerulus(canvas: Canvas, g: Glomerulus, wall_scale: float) -> None:
     """Paint capsule, Bowman's space, tuft, mesangium, slits and loops, each over the last."""
-    paint, middle = canvas.material, np.array(g.xy)
+    paint = canvas.material
     first = "scar" if g.sclerosed else "bowman"
     canvas.fill(canvas.tint, [g.outline], g.tint[0])
     canvas.fill(paint, [g.outline], ID[f"{first}_capsule"])
-    inner = middle + (g.outline - middle) * (1 - g.capsule_px / g.radius)
-    canvas.fill(paint, [inner], ID[f"{first}_space"])
+    canvas.fill(paint, [g.inner], ID[f"{first}_space"])
+    if g.crescent is not None:
+        _paint_crescent(canvas, g.crescent)
     canvas.fill(paint, [g.tuft], ID["scar" if g.sclerosed else "tuft"])
     canvas.fill(paint, g.mesangium, ID["mesangium"])
     canvas.fill(paint, g.nodules, ID["nodule"])
@@ -102,33 +104,77 @@ def _paint_glomerulus(canvas: Canvas, g: Glomerulus, wall_scale: float) -> None:
     canvas.fill(paint, lumens[g.filled], ID["loop_filled"])
 
 
+def _paint_crescent(canvas: Canvas, crescent: Crescent) -> None:
+    """Paint a crescent, with thin seams between its layers of cells."""
+    canvas.fill(canvas.material, [crescent.outline], ID["crescent"])
+    inside = np.zeros_like(canvas.material)
+    canvas.fill(inside, [crescent.outline], 1)
+    seams = np.zeros_like(inside)
+    for layer in range(1, crescent.layers):
+        path = crescent.path(layer / crescent.layers)
+        for first in range(layer % 3 * 4, len(path) - 8, 13):
+            canvas.stroke(seams, path[first : first + 9], 0.6 * canvas.um, 1, closed=False)
+    canvas.material[(seams > 0) & (inside > 0)] = ID["crescent_seam"]
+
+
 def _paint_tubules(canvas: Canvas, plan: SlidePlan, solid: UInt8[np.ndarray, "S S"]) -> None:
     """Paint tubules: membrane, epithelium, apical border and lumen by depth below the edge."""
-    tubules, um = plan.tubules, canvas.um
-    seen = np.flatnonzero(canvas.sees(tubules.rings.min(1), tubules.rings.max(1)))
+    tubules = plan.tubules
+    seen = np.flatnonzero(canvas.sees(*tubules.corners))
     numbers = np.zeros(canvas.material.shape, np.uint16)
     for local, ring in enumerate(canvas.points(tubules.rings[seen]), start=1):
         cv2.fillPoly(numbers, [ring], local, shift=SUBPIXEL_BITS)
     numbers[(solid > 0) | (canvas.material == ID["glass"])] = 0
 
-    def each(values: np.ndarray) -> np.ndarray:
-        return np.take(np.concatenate([[0], values[seen]]).astype(np.float32), numbers)
-
-    inside = numbers > 0
-    depth = cv2.distanceTransform(inside.view(np.uint8), cv2.DIST_L2, 5)
+    depth = cv2.distanceTransform((numbers > 0).view(np.uint8), cv2.DIST_L2, 5)
     ruffle = noise_tiles(plan.recipe.mpp, canvas.size)["cloud"].window(canvas)
-    wall = each(tubules.wall_px) + ruffle * np.float32(1.1 * um)
-    membrane = 0.55 * um * plan.recipe.wall_scale**0.5 * (1 + 2.5 * tubules.fibrosis)
-    zone = (depth > each(membrane)).view(np.uint8)
+    tables = _tubule_tables(plan, seen)
+    for at in canvas.strips():
+        _paint_walls(canvas, at, numbers[at], depth[at], ruffle[at], tables)
+
+
+def _tubule_tables(plan: SlidePlan, seen: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what each tubule on the canvas looks like, by its number there; 0 is none."""
+    tubules, recipe = plan.tubules, plan.recipe
+    membrane = 0.55 / recipe.mpp * recipe.wall_scale**0.5 * (1 + 2.5 * tubules.fibrosis)
+    columns = {
+        "wall": tubules.wall_px,
+        "membrane": membrane,
+        "tint": tubules.tint,
+        "content": tubules.content,
+    }
+    tables = {
+        name: np.concatenate([[0], values[seen]]).astype(np.float32)
+        for name, values in columns.items()
+    }
+    first = materials.FIRST_TUBULE + 4 * tubules.kind[seen]
+    veil = tables["content"] ** 0.5
+    return tables | {"first": np.concatenate([[0], first]).astype(np.uint8), "veil": veil}
+
+
+def _paint_walls(
+    canvas: Canvas,
+    at: tuple[slice, slice],
+    numbers: UInt16[np.ndarray, "h w"],
+    depth: Float32[np.ndarray, "h w"],
+    ruffle: Float32[np.ndarray, "h w"],
+    tables: dict[str, np.ndarray],
+) -> None:
+    """Paint the tubules of a strip: zones by depth below the edge, tints, veils."""
+    um, inside, index = canvas.um, numbers > 0, numbers.astype(np.intp)
+
+    def each(name: str) -> np.ndarray:
+        return tables[name].take(index, mode="clip")
+
+    wall = each("wall") + ruffle * np.float32(1.1 * um)
+    zone = (depth > each("membrane")).view(np.uint8)
     zone += depth > wall - np.float32(1.6 * um)
     zone += depth > wall + np.float32(0.6 * um)
-    first = materials.FIRST_TUBULE + 4 * tubules.kind[seen]
-    kind = np.take(np.concatenate([[0], first]).astype(np.uint8), numbers)
-    np.copyto(canvas.material, kind + zone, where=inside)
-    np.copyto(canvas.tint, each(tubules.tint), where=inside)
-    np.copyto(canvas.tint, each(tubules.content), where=inside & (zone == 3))
+    np.copyto(canvas.material[at], each("first") + zone, where=inside)
+    np.copyto(canvas.tint[at], each("tint"), where=inside)
+    np.copyto(canvas.tint[at], each("content"), where=inside & (zone == 3))
     veil = np.clip(1 - (depth - wall) * np.float32(1 / (14 * um)), 0.4, 1)
-    np.copyto(canvas.veil, veil * each(tubules.content) ** 0.5, where=inside)
+    np.copyto(canvas.veil[at], veil * each("veil"), where=inside)
 
 
 def _paint_nuclei(canvas: Canvas, plan: SlidePlan) -> None:
@@ -140,7 +186,8 @@ def _paint_nuclei(canvas: Canvas, plan: SlidePlan) -> None:
     cosine, sine = np.cos(nuclei.angle[seen])[:, None], np.sin(nuclei.angle[seen])[:, None]
     rings = np.stack([along * cosine - across * sine, along * sine + across * cosine], -1)
     points = canvas.points(rings + nuclei.xy[seen, None])
-    dye = np.clip(100 * nuclei.darkness[seen], 1, 255)
-    for ring, number, dark in zip(points, (seen + 1).tolist(), dye.tolist(), strict=True):
+    for ring, number in zip(points, (seen + 1).tolist(), strict=True):
         cv2.fillConvexPoly(canvas.nuclei, ring, number, shift=SUBPIXEL_BITS)
-        cv2.fillConvexPoly(canvas.nucleus_dye, ring, dark, shift=SUBPIXEL_BITS)
+    dye = np.rint(np.clip(100 * nuclei.darkness, 1, 255)).astype(np.uint8)
+    stained = np.flatnonzero(canvas.nuclei)
+    canvas.nucleus_dye.ravel()[stained] = dye[canvas.nuclei.ravel()[stained] - 1]

@@ -1,6 +1,7 @@
 """Plans: all that a drawn slide shows, as vectors, from a recipe and a seed."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from renal_utils.synthetic.recipe import Recipe
 from renal_utils.synthetic.terrain import Terrain, survey_terrain
 from renal_utils.synthetic.tubules import TUBULE_NAMES, Tubules, pack_tubules
 from renal_utils.synthetic.tuft import Glomerulus
+
+Corners = Float[np.ndarray, "N 2"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,16 @@ class SlidePlan:
     junctions: Float[np.ndarray, "J 2"]
     nuclei: Nuclei
     artefacts: Artefacts
+
+    @cached_property
+    def glomerulus_corners(self) -> tuple[Corners, Corners]:
+        """Left top and right bottom corner of each glomerulus."""
+        return _corners([g.outline for g in self.glomeruli])
+
+    @cached_property
+    def vessel_corners(self) -> tuple[Corners, Corners]:
+        """Left top and right bottom corner of each vessel."""
+        return _corners([vessel.outline for vessel in self.vessels])
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -71,12 +84,41 @@ class SlidePlan:
         table["area_um2"] *= self.recipe.mpp**2
         return table
 
+    def glomerulus_table(self) -> pd.DataFrame:
+        """Return one row for each glomerulus, with its parts.
+
+        Columns: ``id``, ``sclerosed``, ``crescent`` (whether it has one), and the areas within the
+        outlines of the capsule, the tuft and the crescent: ``area_um2``, ``tuft_um2``,
+        ``crescent_um2``. A sclerosed one's tuft is its scar.
+        """
+        rows = [
+            (
+                g.id,
+                g.sclerosed,
+                g.crescent is not None,
+                ring_area(g.outline),
+                ring_area(g.tuft),
+                ring_area(g.crescent.outline) if g.crescent is not None else 0.0,
+            )
+            for g in self.glomeruli
+        ]
+        areas = ["area_um2", "tuft_um2", "crescent_um2"]
+        table = pd.DataFrame(rows, columns=["id", "sclerosed", "crescent", *areas])
+        table[areas] *= self.recipe.mpp**2
+        return table
+
     def nucleus_table(self) -> pd.DataFrame:
         """Return one row for each nucleus: ``id``, ``kind``, ``x_l0``, ``y_l0``."""
         names = np.array(NUCLEUS_NAMES)[self.nuclei.kind]
         x, y = self.nuclei.xy.T
         ids = np.arange(1, len(x) + 1)
         return pd.DataFrame({"id": ids, "kind": names, "x_l0": x, "y_l0": y})
+
+
+def _corners(rings: list[Float[np.ndarray, "_ 2"]]) -> tuple[Corners, Corners]:
+    ends = [[ring.min(0) for ring in rings], [ring.max(0) for ring in rings]]
+    low, high = np.array(ends, float).reshape(2, -1, 2)
+    return low, high
 
 
 def plan_slide(recipe: Recipe, seed: int) -> SlidePlan:

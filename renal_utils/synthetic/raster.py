@@ -7,6 +7,7 @@ whatever region is asked for, and memory is bounded by the region.
 from collections import OrderedDict
 from dataclasses import dataclass, fields
 
+import cv2
 import numpy as np
 from jaxtyping import Int32, UInt8
 
@@ -14,9 +15,10 @@ from renal_utils.geometry import Box
 from renal_utils.labels import KIDNEY_TISSUES
 from renal_utils.synthetic import materials
 from renal_utils.synthetic.canvas import Canvas
-from renal_utils.synthetic.colouring import colour
+from renal_utils.synthetic.colouring import DEFOCUS_UM, colour
 from renal_utils.synthetic.painting import paint
 from renal_utils.synthetic.plan import SlidePlan
+from renal_utils.synthetic.recipe import Recipe
 
 BLOCK_PX = 1024
 _MARGIN_UM = 32  # more than the thickest epithelium, so that depths are right at a block's edge
@@ -33,12 +35,14 @@ class DrawnRegion:
         tissues: Class ids of ``labels.KIDNEY_TISSUES``.
         glomeruli: Instance ids, 0 elsewhere.
         nuclei: Instance ids, 0 elsewhere.
+        structures: Index into ``materials.STRUCTURES``: tuft, crescent, kinds of tubule, ...
     """
 
     rgb: UInt8[np.ndarray, "h w 3"]
     tissues: UInt8[np.ndarray, "h w"]
     glomeruli: Int32[np.ndarray, "h w"]
     nuclei: Int32[np.ndarray, "h w"]
+    structures: UInt8[np.ndarray, "h w"]
 
 
 def draw_region(plan: SlidePlan, box_l0: Box) -> DrawnRegion:
@@ -62,6 +66,7 @@ def draw_region(plan: SlidePlan, box_l0: Box) -> DrawnRegion:
         np.empty(shape, np.uint8),
         np.empty(shape, np.int32),
         np.empty(shape, np.int32),
+        np.empty(shape, np.uint8),
     )
     for y in range(box_l0.y // BLOCK_PX * BLOCK_PX, box_l0.bottom, BLOCK_PX):
         for x in range(box_l0.x // BLOCK_PX * BLOCK_PX, box_l0.right, BLOCK_PX):
@@ -92,13 +97,25 @@ def _draw_block(plan: SlidePlan, x: int, y: int) -> DrawnRegion:
     """Draw one block of the grid with its margin; return it without."""
     um = 1 / plan.recipe.mpp
     margin = int(np.ceil(_MARGIN_UM * um))
-    canvas = Canvas(x - margin, y - margin, BLOCK_PX + 2 * margin, um)
+    reach = _blur_reach(plan.recipe)
+    canvas = Canvas(x - margin, y - margin, BLOCK_PX + 2 * margin, um, margin - reach)
     paint(canvas, plan)
     fibrosis = canvas.spread(plan.terrain.fibrosis, plan.terrain.cell)
-    tissues = np.take(materials.TISSUE, canvas.material)
-    scarred = (canvas.material == materials.ID["interstitium"]) & (fibrosis > _FIBROTIC)
-    tissues[scarred] = KIDNEY_TISSUES.id_of("interstitial_fibrosis")
-    rgb = colour(canvas, plan, fibrosis)
+    rgb = colour(canvas, plan, fibrosis)[(slice(reach, reach + BLOCK_PX),) * 2]
     inner = (slice(margin, margin + BLOCK_PX),) * 2
-    layers = (rgb, tissues, canvas.glomeruli, canvas.nuclei)
-    return DrawnRegion(*(layer[inner].copy() for layer in layers))
+    material = canvas.material[inner]
+    tissues = cv2.LUT(material, materials.TISSUE)
+    scarred = (material == materials.ID["interstitium"]) & (fibrosis[inner] > _FIBROTIC)
+    tissues[scarred] = KIDNEY_TISSUES.id_of("interstitial_fibrosis")
+    instances = (canvas.glomeruli[inner].copy(), canvas.nuclei[inner].copy())
+    return DrawnRegion(rgb.copy(), tissues, *instances, cv2.LUT(material, materials.STRUCTURE))
+
+
+def _blur_reach(recipe: Recipe) -> int:
+    """Return how many pixels round a block its blur needs.
+
+    A multiple of 8, so that strips hold whole vectors of the processor: the last few numbers of a
+    row may be rounded in another way.
+    """
+    blur_um = recipe.blur_um + DEFOCUS_UM * (recipe.blur_patches > 0)
+    return 8 * int(np.ceil((3 * blur_um / recipe.mpp + 2) / 8))

@@ -43,6 +43,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "tubule_contrast": (0.0, 4.0),
     "interstitium": (0.3, 2.5),
     "patchiness": (0.0, 1.0),
+    "crescent_fraction": (0.0, 1.0),
+    "blur_patches": (0.0, 0.9),
 }
 
 
@@ -82,8 +84,11 @@ class Recipe:
         tubule_contrast: Factor on how much tubules differ in stain from each other.
         interstitium: Factor on the stains of the interstitium, nuclei apart.
         patchiness: How much the stain changes from patch to patch, some of glomerular size.
+        crescent_fraction: Share of the glomeruli that are not sclerosed that have a crescent.
+        blur_patches: Share of the slide that is out of focus, in soft patches; the truth is not.
 
-    The fields from ``bowman`` on are for domain randomisation; their defaults change nothing.
+    The fields from ``bowman`` to ``patchiness`` are for domain randomisation. The defaults of all
+    from there on change nothing.
 
     Raises:
         ValueError: If a value lies outside its range (``RANGES``), or the slide is smaller than two
@@ -121,6 +126,8 @@ class Recipe:
     tubule_contrast: float = 1.0
     interstitium: float = 1.0
     patchiness: float = 0.0
+    crescent_fraction: float = 0.0
+    blur_patches: float = 0.0
 
     def __post_init__(self) -> None:
         check_mpp(self.mpp, where="recipe")

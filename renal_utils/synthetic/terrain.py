@@ -7,7 +7,7 @@ medullary rays and the medulla's tubules run towards the pole. All is in slide p
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from renal_utils.synthetic.noise import coarse_field, periodic_noise
 from renal_utils.synthetic.packing import resample, ring_normals
@@ -30,6 +30,7 @@ class Terrain:
         shade: Slow change of the stain, near 1.
         inside: Where tissue is.
         patches: Change of the stain from patch to patch, about unit variance; None for none.
+        defocus: How far out of focus, 0 to 1; None where all is sharp.
     """
 
     cell: float
@@ -42,11 +43,12 @@ class Terrain:
     shade: np.ndarray
     inside: np.ndarray
     patches: np.ndarray | None = None
+    defocus: np.ndarray | None = None
 
 
 def survey_terrain(recipe: Recipe, rng: np.random.Generator) -> Terrain:
     """Lay out tissue edge, cortex, rays and fibrosis of a slide."""
-    odd = rng.spawn(1)[0]  # leaves ``rng`` as it is
+    odd, lens = rng.spawn(2)  # leaves ``rng`` as it is
     size = np.array(recipe.size_px, float)
     cell = FIELD_CELL_UM / recipe.mpp
     shape = (int(np.ceil(size[1] / cell)), int(np.ceil(size[0] / cell)))
@@ -68,7 +70,18 @@ def survey_terrain(recipe: Recipe, rng: np.random.Generator) -> Terrain:
     patches = None
     if recipe.patchiness > 0:
         patches = coarse_field(shape, odd.uniform(30, 110) / FIELD_CELL_UM, odd)
-    return Terrain(cell, outline, capsule, pole, cortex, ray, fibrosis, shade, inside, patches)
+    defocus = _defocus(shape, recipe.blur_patches, lens) if recipe.blur_patches > 0 else None
+    fields = (cortex, ray, fibrosis, shade, inside, patches, defocus)
+    return Terrain(cell, outline, capsule, pole, *fields)
+
+
+def _defocus(
+    shape: tuple[int, int], share: float, rng: np.random.Generator
+) -> Float32[np.ndarray, "h w"]:
+    """Return soft patches that are more than half out of focus on a share of the slide."""
+    field = coarse_field(shape, 110 / FIELD_CELL_UM, rng)
+    soft = 1 / (1 + np.exp(-(field - np.quantile(field, 1 - share)) / 0.12))
+    return np.clip((soft - 0.1) / 0.8, 0, 1).astype(np.float32)
 
 
 def _tissue_outline(

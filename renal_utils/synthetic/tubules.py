@@ -1,6 +1,7 @@
 """Tubules: profiles of every kind, packed edge to edge round glomeruli and vessels."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,6 +14,7 @@ from renal_utils.synthetic.packing import (
     make_spines,
     power_cells,
     resample,
+    resample_all,
     ring_area,
     ring_normals,
     round_rings,
@@ -49,6 +51,11 @@ class Tubules:
     tint: Float[np.ndarray, " T"]
     content: Float[np.ndarray, " T"]
     fibrosis: Float[np.ndarray, " T"]
+
+    @cached_property
+    def corners(self) -> tuple[Float[np.ndarray, "T 2"], Float[np.ndarray, "T 2"]]:
+        """Left top and right bottom corners of the rings."""
+        return self.rings.min(1), self.rings.max(1)
 
 
 def pack_tubules(
@@ -125,10 +132,10 @@ def _throw_spines(
             turn = rng.normal(0, 1, len(length)) * bend * length / (100 * um)
             step = 0.8 * board.radii[kind]
             tries = make_spines(middle, angle, length, np.clip(turn, -3.6, 3.6), step=step)
-            for spine, size in zip(tries, length, strict=True):
-                if goal > 0 and board.try_spine(spine, kind):
-                    goal -= 2.6 * board.radii[kind] * (size + 1.6 * board.radii[kind])
-                    spines.append(spine)
+            for i in np.flatnonzero(board.have_room(tries, kind)).tolist():
+                if goal > 0 and board.try_spine(tries[i], kind):
+                    goal -= 2.6 * board.radii[kind] * (length[i] + 1.6 * board.radii[kind])
+                    spines.append(tries[i])
                     kinds.append(kind)
     return spines, kinds
 
@@ -187,7 +194,7 @@ def _finish_tubules(
 ) -> Tubules:
     """Round the cells, leave interstitium between them, more where it is fibrotic."""
     um = 1 / recipe.mpp
-    rings = np.stack([resample(cell, 96) for cell in cells])
+    rings = resample_all(cells, 96)
     rings = round_rings(rings, 6.5 * um * np.array([1, 0.9, 1, 0.8, 0.5])[kinds])
     fibrosis = sample_field(terrain.fibrosis, rings, terrain.cell)
     medulla = ~sample_field(terrain.cortex, rings.mean(1), terrain.cell)

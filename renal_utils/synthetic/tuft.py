@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.spatial import cKDTree
 
+from renal_utils.synthetic.crescent import Crescent, make_crescent
 from renal_utils.synthetic.packing import (
     power_cells,
-    resample,
+    resample_all,
     ring_normals,
     round_rings,
     wobbly_ring,
@@ -39,6 +40,7 @@ class Glomerulus:
         slits: Slits of Bowman's space between lobules.
         nodules: Solid patches (segmental sclerosis, nodules of diabetic disease).
         tint: Factors on its PAS and its brightness, near 1.
+        crescent: Cells that fill part of Bowman's space; None for none.
     """
 
     id: int
@@ -54,6 +56,13 @@ class Glomerulus:
     slits: Float[np.ndarray, "S k 2"]
     nodules: list[Float[np.ndarray, "_ 2"]]
     tint: tuple[float, float]
+    crescent: Crescent | None = None
+
+    @property
+    def inner(self) -> Float[np.ndarray, "n 2"]:
+        """Inner edge of the capsule."""
+        middle = np.array(self.xy)
+        return middle + (self.outline - middle) * (1 - self.capsule_px / self.radius)
 
 
 def make_glomerulus(
@@ -62,6 +71,7 @@ def make_glomerulus(
     radius: float,
     *,
     sclerosed: bool,
+    crescent: bool = False,
     recipe: Recipe,
     rng: np.random.Generator,
 ) -> Glomerulus:
@@ -72,11 +82,12 @@ def make_glomerulus(
         xy: Centre, slide pixels.
         radius: Mean radius, pixels.
         sclerosed: Whether it is globally sclerosed.
+        crescent: Whether it has a crescent; one that is sclerosed has none.
         recipe: Of the donor: mesangium, wall thickness, scale.
         rng: Its own source of chance.
     """
     um = 1 / recipe.mpp
-    odd = rng.spawn(1)[0]  # leaves ``rng`` as it is, so that the other draws do not change
+    odd, third = rng.spawn(2)  # leaves ``rng`` as it is, so that the other draws do not change
     outline = wobbly_ring(radius, rng, wobble=0.045 * recipe.irregularity)
     outline = _stretch(outline, recipe.irregularity, odd) + xy
     empty = np.zeros((0, 24, 2))
@@ -89,8 +100,12 @@ def make_glomerulus(
         return Glomerulus(*parts, tuft, empty, np.zeros(0, bool), [], empty, [], tint)
     room = (1 - 0.65 * recipe.haze) * recipe.bowman
     tuft, lobes = _make_tuft(outline - xy, radius, room, rng)
-    at = np.asarray(xy)
-    if odd.random() < recipe.collapsed_fraction:
+    at, cells_aside = np.asarray(xy), None
+    if crescent:
+        edge = (outline - xy) * (1 - capsule / radius)
+        cells_aside, tuft, lobes = make_crescent(edge, tuft, lobes, um, third)
+        cells_aside = cells_aside.moved(at)
+    elif odd.random() < recipe.collapsed_fraction:
         shrink, turn = odd.uniform(0.5, 0.85), odd.uniform(0, 2 * np.pi)
         aside = 0.85 * (1 - shrink) * np.linalg.norm(outline - xy, axis=1).min() * odd.random()
         at = at + np.array([np.cos(turn), np.sin(turn)]) * aside
@@ -111,6 +126,7 @@ def make_glomerulus(
         _rounded([c for c, k in zip(cells, slit, strict=True) if k], 0.6 * um, at, rng),
         [c + at for c, k in zip(cells, solid, strict=True) if k],
         tint,
+        cells_aside,
     )
 
 
@@ -232,7 +248,7 @@ def _rounded(
     """Round small cells and draw them in by about ``gap``; move them to the slide."""
     if not cells:
         return np.zeros((0, 24, 2))
-    rings = np.stack([resample(cell, 24) for cell in cells])
+    rings = resample_all(cells, 24)
     spacing = np.hypot(*np.moveaxis(rings[:, 1] - rings[:, 0], -1, 0))
     rings = round_rings(rings, 1.2 * spacing)
     inset = gap * rng.uniform(0.6, 1.8, (len(rings), 1, 1))
