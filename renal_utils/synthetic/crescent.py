@@ -45,6 +45,7 @@ def make_crescent(
     capsule: Float[np.ndarray, "n 2"],
     tuft: Float[np.ndarray, "n 2"],
     lobes: Float[np.ndarray, "L 2"],
+    *,
     um: float,
     rng: np.random.Generator,
 ) -> tuple[Crescent, Float[np.ndarray, "n 2"], Float[np.ndarray, "L 2"]]:

@@ -100,11 +100,11 @@ def make_glomerulus(
         return Glomerulus(*parts, tuft, empty, np.zeros(0, bool), [], empty, [], tint)
     room = (1 - 0.65 * recipe.haze) * recipe.bowman
     tuft, lobes = _make_tuft(outline - xy, radius, room, rng)
-    at, cells_aside = np.asarray(xy), None
+    at, sickle = np.asarray(xy), None
     if crescent:
         edge = (outline - xy) * (1 - capsule / radius)
-        cells_aside, tuft, lobes = make_crescent(edge, tuft, lobes, um, third)
-        cells_aside = cells_aside.moved(at)
+        sickle, tuft, lobes = make_crescent(edge, tuft, lobes, um=um, rng=third)
+        sickle = sickle.moved(at)
     elif odd.random() < recipe.collapsed_fraction:
         shrink, turn = odd.uniform(0.5, 0.85), odd.uniform(0, 2 * np.pi)
         aside = 0.85 * (1 - shrink) * np.linalg.norm(outline - xy, axis=1).min() * odd.random()
@@ -126,7 +126,7 @@ def make_glomerulus(
         _rounded([c for c, k in zip(cells, slit, strict=True) if k], 0.6 * um, at, rng),
         [c + at for c, k in zip(cells, solid, strict=True) if k],
         tint,
-        cells_aside,
+        sickle,
     )
 
 
