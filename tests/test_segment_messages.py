@@ -220,7 +220,7 @@ def test_a_slide_of_a_hundred_thousand_objects_is_outlined_and_counted(tmp_path)
     write_pyramid(path, pixels, size_px=(960, 960), mpp=0.5, compression="none")
     command = [sys.executable, "-c", DARK_FINDER, "segment", path, "--out", out, "--device", "cpu"]
     command += ["--checkpoint", make_checkpoint(tmp_path, downsample=1.0), "--all-windows"]
-    command += "--patch 256 --stride 256 --window uniform".split()
+    command += ["--patch", "256", "--stride", "256", "--window", "uniform"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "glomerulus: 102400" in done.stdout, done.stderr
     features = json.loads((out / "objects.geojson").read_text())["features"]
