@@ -81,7 +81,7 @@ def claim_folder(folder: str | Path, made_from: Mapping[str, Any], *, resume: bo
     elif found := [name for name in _OWN if (folder / name).exists()]:
         raise ValueError(
             f"{folder} holds {', '.join(found)} but no {RUN_NAME}, so nobody knows what they were "
-            "made from; choose another folder, or discard them with resume=False"
+            "made from; choose another folder, or discard them with resume=False (--restart)"
         )
     write_json(folder / RUN_NAME, {"made_from": dict(made_from)})
     return folder
@@ -132,5 +132,5 @@ def _check_same(folder: Path, made_from: Mapping[str, Any]) -> None:
         told = "; ".join(f"{n} was {before.get(n)!r}, now {now.get(n)!r}" for n in changed)
         raise ValueError(
             f"{folder} was made with other settings: {told}. Use the same, choose another folder, "
-            "or discard what it holds with resume=False"
+            "or discard what it holds with resume=False (--restart)"
         )

@@ -58,7 +58,13 @@ def find_doubts(slide: SegmentedSlide) -> pd.DataFrame:
 
 
 def choose_review(slide: SegmentedSlide, *, limit: int = 25) -> pd.DataFrame:
-    """Return the rows of ``find_doubts`` that give a reason to look, at most ``limit``."""
+    """Return the rows of ``find_doubts`` that give a reason to look, at most ``limit``.
+
+    Raises:
+        ValueError: If ``limit`` is negative.
+    """
+    if limit < 0:
+        raise ValueError(f"limit must be 0 or more objects a slide, not {limit}")
     doubts = find_doubts(slide)
     return doubts[doubts["reasons"] != ""].head(limit).reset_index(drop=True)
 

@@ -1,5 +1,6 @@
 """Settings of a segmentation: from checkpoints and what a user asks to a predictor and a plan."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -37,6 +38,10 @@ class SegmentSettings:
             ``devices.list_devices``; each batch is shared by them.
         precision: ``auto``, ``bf16-mixed`` or ``32-true``.
         restart: Discard earlier results of other settings.
+
+    Raises:
+        ValueError: If there is no checkpoint, a least object is negative, or an uncertainty is
+            asked of a single look.
     """
 
     checkpoints: tuple[Path, ...]
@@ -59,6 +64,10 @@ class SegmentSettings:
     def __post_init__(self) -> None:
         if not self.checkpoints:
             raise ValueError("no checkpoint was given; expected one or more")
+        for name in ("min_object", "min_object_um2"):
+            least = getattr(self, name)
+            if least is not None and not 0 <= least < math.inf:
+                raise ValueError(f"{name} must be 0 or more, not {least}")
         if self.uncertainty and len(self.checkpoints) * self.flips == 1:
             raise ValueError(
                 "one look of one network shows no uncertainty; take several flips (8), or several "
@@ -127,11 +136,12 @@ def read_infos(paths: Sequence[Path]) -> list[CheckpointInfo]:
 
 def make_plan(settings: SegmentSettings, info: CheckpointInfo, slide: Slide) -> StitchPlan:
     """Return the plan for a slide: what the settings say, else as the network was trained."""
-    patch_px = settings.patch or info.patch_px
+    patch_px = info.patch_px if settings.patch is None else settings.patch
+    half = max(1, patch_px // 2)
     scale = choose_scale(info, slide, settings.downsample)
     return StitchPlan(
         patch_px=patch_px,
-        stride_px=settings.stride or max(1, patch_px // 2),
+        stride_px=half if settings.stride is None else settings.stride,
         window=settings.window,
         batch_size=settings.batch,
         skip_background=not settings.all_windows,
@@ -148,8 +158,11 @@ def choose_scale(
     """Return the scale to work at, as ``StitchPlan`` takes it: what was asked, else as trained.
 
     Raises:
-        ValueError: If the network was trained at a physical scale and the slide states none.
+        ValueError: If the network was trained at a physical scale and the slide states none, or
+            ``downsample`` is not positive.
     """
+    if downsample is not None and not downsample > 0:
+        raise ValueError(f"downsample must be a positive number, not {downsample}")
     if downsample is not None:
         return {"downsample": float(downsample)}
     if info.mpp is None:

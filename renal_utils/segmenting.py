@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -30,7 +30,7 @@ from renal_utils.dask_clusters import (
 from renal_utils.devices import list_devices, share_devices
 from renal_utils.labels import get_label_set
 from renal_utils.progress import progress_bar
-from renal_utils.result_folder import content_key, is_finished
+from renal_utils.result_folder import RUN_NAME, content_key, is_finished
 from renal_utils.runtime import count_cores, file_hash
 from renal_utils.segment_settings import SegmentSettings, load_predictor, make_plan, read_infos
 from renal_utils.segmented import slide_name
@@ -129,13 +129,19 @@ def segment_slides(
         One outcome a slide, in the order given. Whatever goes wrong with a slide is told there.
 
     Raises:
-        ValueError: If two slides have the same name, the checkpoints cannot be used together, a
-            device is not here, or ``workers`` is below 1 or given beside ``dask``.
+        ValueError: If two slides have the same name, ``out`` holds one slide's results, the
+            checkpoints cannot be used together, a device is not here, or ``workers`` is below 1 or
+            given beside ``dask``.
         OSError: If a checkpoint is missing.
         ConnectionError: If no Dask scheduler answers, or it has no worker.
     """
     slides, out = [Path(path) for path in paths], Path(out)
     _check_names(slides)
+    if (out / RUN_NAME).exists():
+        raise ValueError(
+            f"{out} holds the results of one slide, so others cannot lie in it; choose another "
+            "folder for many"
+        )
     check_workers(workers, dask)
     read_infos(settings.checkpoints)  # what is wrong with them is no slide's fault
     if dask is None:  # else the devices are those of other machines
@@ -146,9 +152,20 @@ def segment_slides(
     def work(path: Path) -> SlideOutcome:
         return _one_of_many(path, out / slide_name(path.name), settings, (hashes, ledger, run))
 
-    with _way_to_run(workers or 1, dask) as (run, at_once), ThreadPoolExecutor(at_once) as pool:
-        done = pool.map(work, slides)
+    with _way_to_run(workers or 1, dask) as (run, at_once):
+        done = _each(work, slides, at_once)
         return list(progress_bar(done, total=len(slides), unit="slide", disable=not progress))
+
+
+def _each(
+    work: Callable[[Path], SlideOutcome], slides: Sequence[Path], at_once: int
+) -> Iterator[SlideOutcome]:
+    """Yield the outcomes in order. One at a time is done in this thread, so Ctrl-C stops it."""
+    if at_once == 1:
+        yield from map(work, slides)
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        yield from pool.map(work, slides)
 
 
 _Run = Callable[[Path, Path, SegmentSettings], dict[str, int]]
@@ -156,7 +173,11 @@ _Place = tuple[int, int]  # a worker's number on its machine, and how many work 
 
 
 class _Ledger:
-    """Lines of JSON, one a slide that was tried; a torn last line is passed over."""
+    """Lines of JSON, one a slide that was tried; what is no such line is passed over.
+
+    It spares opening what is done, and nothing more: where the disk is too full for a line, the
+    slide's own folder still knows, and the other slides go on.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,14 +188,15 @@ class _Ledger:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if entry.get("status") == "done":
+            if isinstance(entry, dict) and entry.get("status") == "done":
                 self._done[entry["key"]] = entry
 
     def find(self, key: str) -> dict[str, Any] | None:
         return self._done.get(key)
 
     def add(self, **entry: Any) -> None:
-        with self._path.open("a", encoding="utf-8") as file:  # one write: lines do not mix
+        with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
+            # one write: lines do not mix
             file.write("\n" * self._is_torn() + json.dumps(entry) + "\n")
 
     def _is_torn(self) -> bool:

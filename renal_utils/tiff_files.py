@@ -147,7 +147,8 @@ class _TiledLevel:
         except Exception as error:  # each codec has its own exceptions
             raise ValueError(
                 f"{self._file.path}: tile {index} of level {self._number} cannot be decoded "
-                f"({type(error).__name__}: {error}); the file is damaged there: copy it again"
+                f"({type(error).__name__}: {error}); the file is damaged there: copy it again, or "
+                "take such tiles as white with skip_damaged=True (--skip-damaged)"
             ) from error
         return decoded[0].astype(self.dtype, copy=False)
 

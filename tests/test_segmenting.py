@@ -1,6 +1,8 @@
+import errno
 import json
 import os
 import signal
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -99,6 +101,44 @@ def test_a_torn_line_of_the_ledger_costs_one_slide_only(tmp_path, settings):
     assert _statuses(segment_slides(paths, out, settings)) == ["kept", "done"]
     assert _statuses(segment_slides(paths, out, settings)) == ["kept", "kept"]
     assert [json.loads(line)["slide"] for line in ledger.read_text().splitlines()[-1:]]
+
+
+def test_lines_of_the_ledger_that_are_none_and_a_disk_too_full_for_one_stop_nothing(
+    tmp_path, settings, monkeypatch
+):
+    paths = [make_slide(tmp_path / f"{name}.ome.tiff", seed) for seed, name in enumerate("ab")]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "slides.jsonl").write_text('3\n["done"]\nnone of ours\n')
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("renal_utils.segmenting._Ledger._is_torn", full)
+        assert _statuses(segment_slides(paths, out, settings)) == ["done", "done"]
+    before = (out / "a" / "labels.ome.tiff").stat().st_mtime_ns
+    assert _statuses(segment_slides(paths, out, settings)) == ["done", "done"]
+    assert (out / "a" / "labels.ome.tiff").stat().st_mtime_ns == before
+    assert _statuses(segment_slides(paths, out, settings)) == ["kept", "kept"]
+
+
+def test_one_slide_at_a_time_is_done_where_ctrl_c_stops_it(tmp_path, settings, monkeypatch):
+    def stop(*_, **__):
+        assert threading.current_thread() is threading.main_thread()
+        raise KeyboardInterrupt
+
+    paths = [make_slide(tmp_path / f"{name}.ome.tiff") for name in "ab"]
+    monkeypatch.setattr("renal_utils.segmenting.segment_slide", stop)
+    with pytest.raises(KeyboardInterrupt):
+        segment_slides(paths, tmp_path / "out", settings)
+
+
+def test_many_slides_do_not_go_into_the_folder_of_one(tmp_path, settings):
+    paths = [make_slide(tmp_path / f"{name}.ome.tiff") for name in "ab"]
+    segment_slide(paths[0], tmp_path / "out", settings, progress=False)
+    with pytest.raises(ValueError, match="out holds the results of one slide"):
+        segment_slides(paths, tmp_path / "out", settings)
 
 
 @pytest.mark.slow

@@ -211,6 +211,8 @@ def test_doubts_find_the_odd_the_unsure_the_cut_and_the_unsteady(tmp_path):
     assert doubts.is_monotonic_decreasing
     assert doubts.between(0, 1).all()
     assert len(choose_review(slide, limit=2)) == 2
+    with pytest.raises(ValueError, match="limit must be 0 or more objects a slide, not -1"):
+        choose_review(slide, limit=-1)
 
 
 def test_the_list_to_look_through_holds_the_same_outlines_in_its_own_order(six_donors, tmp_path):

@@ -125,6 +125,8 @@ def _print_result(result: "StitchResult", settings: "SegmentSettings") -> None:
     for name, count in result.counts.items():
         print(f"{name}: {count}")
     print(f"counted: objects of at least {least}")
+    if not result.summary["windows"]["seen"]:
+        print("no tissue was found on the slide; --all-windows looks at all of it")
     if damaged := result.summary["run"]["damaged_tiles"]:
         print(f"damaged: {len(damaged)} tiles of the slide, left white")
     print(f"written: {result.folder}")

@@ -68,7 +68,8 @@ def write_report(
 
     Args:
         folders: One for each slide, or folders that hold those.
-        out: Folder for the report; made if absent, an earlier report in it is replaced.
+        out: Folder for the report; made if absent, an earlier report in it is replaced, but lists
+            of slides that are no longer given stay in ``review``.
         table: Csv with donor, group, image and cortex of each slide, see
             ``segmented.read_segmented_all``. Without it each slide is a donor of its own.
         limit: Objects a slide on the list to look through, at most.
@@ -76,7 +77,8 @@ def write_report(
         seed: Of the bootstrap.
 
     Raises:
-        ValueError: If a folder or the table is broken, or the labels have no glomeruli.
+        ValueError: If a folder or the table is broken, the labels have no glomeruli, ``limit`` is
+            negative, or ``level`` not between 0 and 1.
     """
     slides = read_segmented_all(folders, table=table)
     counts = [count_slide(slide) for slide in slides]
