@@ -1,5 +1,6 @@
 """The plan of a stitching: at which scale a slide is looked at, through which windows."""
 
+import math
 from dataclasses import dataclass
 
 from renal_utils.geometry import check_mpp
@@ -48,6 +49,8 @@ class StitchPlan:
             )
         if self.mpp is not None:
             check_mpp(self.mpp, where="mpp of the plan")
+        if self.downsample is not None and not 0 < self.downsample < math.inf:
+            raise ValueError(f"downsample must be a positive number, not {self.downsample}")
         if min(self.patch_px, self.stride_px, self.batch_size) < 1:
             raise ValueError(
                 "patch, stride and batch must be positive, not "
@@ -62,6 +65,9 @@ class StitchPlan:
             raise ValueError(f"min_tissue is a share from 0 to below 1, not {self.min_tissue}")
         if self.min_object_px is not None and self.min_object_um2 is not None:
             raise ValueError("give min_object_px or min_object_um2, not both")
+        least = self.min_object_px if self.min_object_um2 is None else self.min_object_um2
+        if not 0 <= (least or 0) < math.inf:
+            raise ValueError(f"the least area of an object is 0 or more, not {least}")
         window_weights(self.window, 1)
 
     def view_of(self, slide: Slide) -> SlideView:

@@ -38,6 +38,9 @@ def test_what_a_broken_network_gives_stops_the_run_with_a_remedy(tmp_path, netwo
         {"min_tissue": 1.0},
         {"min_object_px": 3, "min_object_um2": 3},
         {"downsample": None, "mpp": 5000.0},
+        {"downsample": 0},
+        {"min_object_px": -1},
+        {"min_object_um2": float("nan")},
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(settings):
