@@ -18,7 +18,7 @@ import argparse
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ from renal_utils.prediction import make_predictor
 from renal_utils.records import ImageRecord
 from renal_utils.runtime import atomic_path, pick_precision, read_json, seed_everything, write_json
 from renal_utils.slide_writing import write_pyramid
+from renal_utils.slides import open_slide
 from renal_utils.splits import split_by_column, split_by_donor
+from renal_utils.stain import standardise_stain
 from renal_utils.synthetic import (
     GROUPS,
     Recipe,
@@ -56,10 +58,11 @@ from renal_utils.training_plan import TrainingPlan
 from renal_utils.validation import forward_logits, logits_of
 from renal_utils.views import average_views
 
+SCARS = {"glomeruli": 1, "background": 0, "unknown": 255}
 FRACTIONS = {"train": 0.8, "val": 0.2}
 BATCH, VALIDATIONS, CALIBRATION_STEPS = 8, 4, 6
 THRESHOLDS = np.arange(0.1, 0.91, 0.05)
-LEAST_PX = (0, 20, 40, 80, 120, 160, 240)
+LEAST_PX = (0, 20, 40, 80, 120, 160, 240, 340, 480, 680)
 
 
 # ---------------------------------------------------------------- drawn slides
@@ -76,14 +79,16 @@ def make_recipe(options: argparse.Namespace, number: int) -> Recipe:
     return random_recipe(rng, odd=options.recipes == "odd", **fixed, **held)
 
 
-def draw_slide(folder: Path, recipe: Recipe, number: int) -> ImageRecord:
-    """Draw a slide with its glomeruli unless it is there; return its record."""
+def draw_slide(folder: Path, recipe: Recipe, number: int, scars: int = 1) -> ImageRecord:
+    """Draw a slide with its glomeruli, ``scars`` where sclerosed, unless it is there."""
     image, truth = folder / f"{number:03d}.tiff", folder / f"{number:03d}-truth.tiff"
     if not truth.exists():
         cv2.setNumThreads(1)
-        drawn = draw_region(plan_slide(recipe, number), Box(0, 0, *recipe.size_px))
+        plan = plan_slide(recipe, number)
+        drawn = draw_region(plan, Box(0, 0, *recipe.size_px))
         write_pyramid(image, drawn.rgb, size_px=recipe.size_px, mpp=recipe.mpp, quality=85)
-        mask = (drawn.glomeruli > 0).astype(np.uint8)
+        values = np.array([0, *(scars if g.sclerosed else 1 for g in plan.glomeruli)], np.uint8)
+        mask = values[drawn.glomeruli]
         write_pyramid(truth, mask, size_px=recipe.size_px, mpp=recipe.mpp, kind="labels")
     return ImageRecord(
         image_id=f"{number:03d}",
@@ -94,16 +99,38 @@ def draw_slide(folder: Path, recipe: Recipe, number: int) -> ImageRecord:
     )
 
 
+def standardise(
+    records: list[ImageRecord], folder: Path, downsample: float
+) -> list[ImageRecord]:
+    """Write images with their stain standardised unless they are there; return their records."""
+    folder = folder.with_name(f"{folder.name}_standardised")
+    folder.mkdir(parents=True, exist_ok=True)
+    done = [replace(r, image_path=folder / f"{r.image_id}.tiff") for r in records]
+    for before, after in zip(records, done, strict=True):
+        if after.image_path.exists():
+            continue
+        with open_slide(before.image_path, mpp=before.mpp) as slide:
+            view = slide.at_downsample(downsample)
+            rgb = slide.at_downsample(1).read((0, 0), slide.size_l0)
+            rgb = standardise_stain(rgb, like=view.read((0, 0), view.size_px))
+            known = {"size_px": slide.size_l0, "mpp": slide.mpp, "quality": 95}
+            write_pyramid(after.image_path, rgb, **known)
+    return done
+
+
 def drawn_patches(options: argparse.Namespace, folder: Path) -> pd.DataFrame:
     """Draw the slides and return their patches, split by slide."""
     folder.mkdir(parents=True, exist_ok=True)
     recipes = [make_recipe(options, number) for number in range(options.slides)]
-    numbers = range(options.slides)
+    numbers, scars = range(options.slides), SCARS[options.scars]
+    jobs = [(folder, recipe, number, scars) for recipe, number in zip(recipes, numbers, strict=True)]
     if options.workers > 1:
         with ProcessPoolExecutor(options.workers) as pool:
-            records = list(pool.map(draw_slide, [folder] * len(recipes), recipes, numbers))
+            records = list(pool.map(draw_slide, *zip(*jobs, strict=True)))
     else:
-        records = [draw_slide(folder, *job) for job in zip(recipes, numbers, strict=True)]
+        records = [draw_slide(*job) for job in jobs]
+    if options.standardise:
+        records = standardise(records, folder, options.drawn_downsample)
     cut = {"patch_px": options.patch, "stride_px": options.patch // 2, "min_tissue": 0.3}
     manifest = cut_patches(records, downsample=options.drawn_downsample, **cut)
     return split_by_donor(manifest, fractions=FRACTIONS)
@@ -230,10 +257,10 @@ def _drop_small(mask: np.ndarray, least: int) -> np.ndarray:
     return keep[ids]
 
 
-def answer(path: Path, rows: pd.DataFrame, side: int) -> Answers:
+def answer(path: Path, rows: pd.DataFrame, side: int, *, augmentation: str = "none") -> Answers:
     """Ask a network about squares that cover the images of a manifest once, in eight views."""
     predict = average_views(make_predictor(load_checkpoint(path)[0]), flips=8)
-    squares = PatchDataset(cover_images(rows, patch_px=side))
+    squares = PatchDataset(cover_images(rows, patch_px=side), augmentation=augmentation)
     probabilities, truths = [], []
     for batch in make_loader(squares, batch_size=1, shuffle=False):
         probabilities.append(predict(batch["image"])[0, 0].float().cpu().numpy())
@@ -255,6 +282,9 @@ def real_patches(options: argparse.Namespace) -> pd.DataFrame:
     """Return the patches of the real tiles, split by column."""
     cut = {"patch_px": options.patch, "stride_px": options.patch // 2}
     records = read_dataset("tiles", options.tiles)
+    if options.standardise:
+        folder = (options.folder / "tiles").resolve()
+        records = standardise(records, folder, options.downsample)
     manifest = cut_patches(records, downsample=options.downsample, **cut)
     columns = {"val_columns": VAL, "test_columns": TEST}
     return split_by_column(manifest, column_l0=COLUMN_L0, **columns)
@@ -263,6 +293,7 @@ def real_patches(options: argparse.Namespace) -> pd.DataFrame:
 def measure_drawn(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     """Train on drawn slides alone; return the rows of all real tiles and of the test columns."""
     held = "-".join(["", *sorted(options.hold)]) if options.hold else ""
+    held += "" if options.scars == "glomeruli" else f"_{options.scars}"
     slides = f"slides_{options.recipes}{held}_{options.slide_px}_{options.mpp}_{options.seed}"
     started = time.perf_counter()
     drawn = drawn_patches(options, (options.folder / slides).resolve())
@@ -278,7 +309,8 @@ def measure_drawn(options: argparse.Namespace, name: str) -> list[dict[str, Any]
         model, rows["train"], val_squares, options, folder=folder, steps=steps, peak=options.peak
     )
     trained = time.perf_counter()
-    on_drawn = answer(path, rows["val"], options.square)
+    shift = {"augmentation": options.choose_on}
+    on_drawn = answer(path, rows["val"], options.square, **shift)
     threshold, least = choose(on_drawn)
     real = real_patches(options)
     row = {"name": name, "steps": steps, "threshold": threshold, "least_px": least}
@@ -338,6 +370,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--patch", type=int, default=128)
     parser.add_argument("--square", type=int, default=224, help="side of what is scored at once")
     parser.add_argument("--augmentation", default="strong")
+    parser.add_argument("--standardise", action="store_true", help="the stain of every image")
+    parser.add_argument("--choose-on", default="none", help="augmentation where one chooses")
+    parser.add_argument("--scars", choices=SCARS, default="glomeruli", help="what they count as")
     parser.add_argument("--back", action="store_true", help="five real tiles, with and without")
     parser.add_argument("--tiles-back", type=int, default=5)
     parser.add_argument("--steps-back", type=int, default=200)
