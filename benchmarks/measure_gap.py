@@ -8,6 +8,7 @@ lessons use; ``--hold`` leaves fields of the recipe at their default. Threshold 
 chosen on drawn slides that it was not trained on, augmented as ``--choose-on`` says: on slides like
 those of the training a network is surer than on real ones, and the threshold too high. Then every
 real tile is scored: Dice, and F1 of objects (one to one, IoU 0.5). No real pixel is used before.
+``--adapt`` adds scores of the network with the statistics of the real tiles in its batch norms.
 ``--back`` goes the other way: it trains on five real tiles of the training columns, from the drawn
 network and from nothing, and scores the columns kept for test.
 
@@ -258,15 +259,30 @@ def _drop_small(mask: np.ndarray, least: int) -> np.ndarray:
     return keep[ids]
 
 
-def answer(path: Path, rows: pd.DataFrame, side: int, *, augmentation: str = "none") -> Answers:
+def answer(
+    model: torch.nn.Module, rows: pd.DataFrame, side: int, *, augmentation: str = "none"
+) -> Answers:
     """Ask a network about squares that cover the images of a manifest once, in eight views."""
-    predict = average_views(make_predictor(load_checkpoint(path)[0]), flips=8)
+    predict = average_views(make_predictor(model), flips=8)
     squares = PatchDataset(cover_images(rows, patch_px=side), augmentation=augmentation)
     probabilities, truths = [], []
     for batch in make_loader(squares, batch_size=1, shuffle=False):
         probabilities.append(predict(batch["image"])[0, 0].float().cpu().numpy())
         truths.append(batch["target"][0].numpy().astype(np.uint8))
     return Answers(probabilities, truths)
+
+
+def adapt(model: torch.nn.Module, rows: pd.DataFrame) -> torch.nn.Module:
+    """Take the statistics of all batch norms anew from images, unlabelled (Li et al. 2017)."""
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.reset_running_stats()
+            part.momentum = None  # the mean of all batches
+            part.train()
+    with torch.no_grad():
+        for batch in make_loader(PatchDataset(rows), batch_size=16, shuffle=False):
+            model(batch["image"])
+    return model.eval()
 
 
 def choose(answers: Answers) -> tuple[float, int]:
@@ -311,15 +327,30 @@ def measure_drawn(options: argparse.Namespace, name: str) -> list[dict[str, Any]
     )
     trained = time.perf_counter()
     shift = {"augmentation": options.choose_on}
-    on_drawn = answer(path, rows["val"], options.square, **shift)
+    model = load_checkpoint(path)[0]
+    on_drawn = answer(model, rows["val"], options.square, **shift)
     threshold, least = choose(on_drawn)
     real = real_patches(options)
     row = {"name": name, "steps": steps, "threshold": threshold, "least_px": least}
     row |= {"draw_min": (ready - started) / 60, "train_min": (trained - ready) / 60}
     row["drawn_dice"] = on_drawn.scores(threshold, least)["dice"]
+    scored = score_parts(model, real, options, (threshold, least))
+    if options.adapt:
+        adapted = score_parts(adapt(model, real), real, options, (threshold, least))
+        scored += [part | {"scored": f"{part['scored']}, adapted"} for part in adapted]
+    return [row | part for part in scored]
+
+
+def score_parts(
+    model: torch.nn.Module,
+    real: pd.DataFrame,
+    options: argparse.Namespace,
+    chosen: tuple[float, int],
+) -> list[dict[str, Any]]:
+    """Return the scores of all real tiles and of the test columns."""
     parts = {"all real tiles": real, "test columns": real[real["split"] == "test"]}
     return [
-        row | {"scored": part} | answer(path, some, options.square).scores(threshold, least)
+        {"scored": part} | answer(model, some, options.square).scores(*chosen)
         for part, some in parts.items()
     ]
 
@@ -345,10 +376,11 @@ def measure_back(options: argparse.Namespace, name: str, drawn: str) -> list[dic
         peak = options.peak / 2 if start == "drawn" else options.peak
         path = train(model, few, val_squares, options, peak=peak, **settings)
         minutes = (time.perf_counter() - begun) / 60
-        threshold, least = choose(answer(path, parts["val"], options.square))
+        model = load_checkpoint(path)[0]
+        threshold, least = choose(answer(model, parts["val"], options.square))
         row = {"name": f"{name}_from_{start}", "steps": options.steps_back, "train_min": minutes}
         row |= {"threshold": threshold, "least_px": least, "scored": "test columns"}
-        rows.append(row | answer(path, parts["test"], options.square).scores(threshold, least))
+        rows.append(row | answer(model, parts["test"], options.square).scores(threshold, least))
     return rows
 
 
@@ -374,6 +406,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--standardise", action="store_true", help="the stain of every image")
     parser.add_argument("--choose-on", default="strong", help="augmentation where one chooses")
     parser.add_argument("--scars", choices=SCARS, default="background", help="what they are")
+    parser.add_argument("--adapt", action="store_true", help="score with adapted batch norms too")
     parser.add_argument("--back", action="store_true", help="five real tiles, with and without")
     parser.add_argument("--tiles-back", type=int, default=5)
     parser.add_argument("--steps-back", type=int, default=200)
