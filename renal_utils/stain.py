@@ -174,7 +174,7 @@ def jitter_stain(
 
 
 def standardise_stain(
-    rgb: RgbImage, *, like: RgbImage | None = None, smooth_px: float = 1.0
+    rgb: RgbImage, *, like: UInt8[np.ndarray, "h w 3"] | None = None, smooth_px: float = 1.0
 ) -> RgbImage:
     """Return the image with its tissue's optical densities at a fixed middle and spread.
 
