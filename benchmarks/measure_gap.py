@@ -9,6 +9,7 @@ chosen on drawn slides that it was not trained on, augmented as ``--choose-on`` 
 those of the training a network is surer than on real ones, and the threshold too high. Then every
 real tile is scored: Dice, and F1 of objects (one to one, IoU 0.5). No real pixel is used before.
 ``--adapt`` adds scores of the network with the statistics of the real tiles in its batch norms.
+``--together`` averages networks of earlier runs instead of training one.
 ``--back`` goes the other way: it trains on five real tiles of the training columns, from the drawn
 network and from nothing, and scores the columns kept for test.
 
@@ -263,7 +264,14 @@ def answer(
     model: torch.nn.Module, rows: pd.DataFrame, side: int, *, augmentation: str = "none"
 ) -> Answers:
     """Ask a network about squares that cover the images of a manifest once, in eight views."""
-    predict = average_views(make_predictor(model), flips=8)
+    return answer_together([model], rows, side, augmentation=augmentation)
+
+
+def answer_together(
+    models: list[torch.nn.Module], rows: pd.DataFrame, side: int, *, augmentation: str = "none"
+) -> Answers:
+    """Return the mean answer of several networks."""
+    predict = average_views([make_predictor(model) for model in models], flips=8)
     squares = PatchDataset(cover_images(rows, patch_px=side), augmentation=augmentation)
     probabilities, truths = [], []
     for batch in make_loader(squares, batch_size=1, shuffle=False):
@@ -307,13 +315,18 @@ def real_patches(options: argparse.Namespace) -> pd.DataFrame:
     return split_by_column(manifest, column_l0=COLUMN_L0, **columns)
 
 
-def measure_drawn(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
-    """Train on drawn slides alone; return the rows of all real tiles and of the test columns."""
+def slides_folder(options: argparse.Namespace) -> Path:
+    """Return where the drawn slides of these options are."""
     held = "-".join(["", *sorted(options.hold)]) if options.hold else ""
     held += "" if options.scars == "glomeruli" else f"_{options.scars}"
     slides = f"slides_{options.recipes}{held}_{options.slide_px}_{options.mpp}_{options.seed}"
+    return (options.folder / slides).resolve()
+
+
+def measure_drawn(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
+    """Train on drawn slides alone; return the rows of all real tiles and of the test columns."""
     started = time.perf_counter()
-    drawn = drawn_patches(options, (options.folder / slides).resolve())
+    drawn = drawn_patches(options, slides_folder(options))
     ready = time.perf_counter()
     rows = {split: drawn[drawn["split"] == split] for split in ("train", "val")}
     val_squares = cover_images(rows["val"], patch_px=options.square)
@@ -334,15 +347,28 @@ def measure_drawn(options: argparse.Namespace, name: str) -> list[dict[str, Any]
     row = {"name": name, "steps": steps, "threshold": threshold, "least_px": least}
     row |= {"draw_min": (ready - started) / 60, "train_min": (trained - ready) / 60}
     row["drawn_dice"] = on_drawn.scores(threshold, least)["dice"]
-    scored = score_parts(model, real, options, (threshold, least))
+    scored = score_parts([model], real, options, (threshold, least))
     if options.adapt:
-        adapted = score_parts(adapt(model, real), real, options, (threshold, least))
+        adapted = score_parts([adapt(model, real)], real, options, (threshold, least))
         scored += [part | {"scored": f"{part['scored']}, adapted"} for part in adapted]
     return [row | part for part in scored]
 
 
+def measure_together(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
+    """Score the mean of networks that were trained before, chosen for on slides none has seen."""
+    paths = [options.folder / member / "best.safetensors" for member in options.together]
+    models = [load_checkpoint(path)[0] for path in paths]
+    drawn = drawn_patches(options, slides_folder(options))
+    val, shift = drawn[drawn["split"] == "val"], {"augmentation": options.choose_on}
+    on_drawn = answer_together(models, val, options.square, **shift)
+    chosen = choose(on_drawn)
+    row = {"name": name, "threshold": chosen[0], "least_px": chosen[1]}
+    row["drawn_dice"] = on_drawn.scores(*chosen)["dice"]
+    return [row | part for part in score_parts(models, real_patches(options), options, chosen)]
+
+
 def score_parts(
-    model: torch.nn.Module,
+    models: list[torch.nn.Module],
     real: pd.DataFrame,
     options: argparse.Namespace,
     chosen: tuple[float, int],
@@ -350,7 +376,7 @@ def score_parts(
     """Return the scores of all real tiles and of the test columns."""
     parts = {"all real tiles": real, "test columns": real[real["split"] == "test"]}
     return [
-        {"scored": part} | answer(model, some, options.square).scores(*chosen)
+        {"scored": part} | answer_together(models, some, options.square).scores(*chosen)
         for part, some in parts.items()
     ]
 
@@ -407,6 +433,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--choose-on", default="strong", help="augmentation where one chooses")
     parser.add_argument("--scars", choices=SCARS, default="background", help="what they are")
     parser.add_argument("--adapt", action="store_true", help="score with adapted batch norms too")
+    parser.add_argument("--together", nargs="*", help="names of trained networks to average")
     parser.add_argument("--back", action="store_true", help="five real tiles, with and without")
     parser.add_argument("--tiles-back", type=int, default=5)
     parser.add_argument("--steps-back", type=int, default=200)
@@ -422,7 +449,8 @@ def main() -> int:
     table = options.folder / "gap.csv"
     held = f"_without_{'-'.join(sorted(options.hold))}" if options.hold else ""
     name = options.name or f"{options.model}_{options.recipes}{held}_{options.seed}"
-    jobs = {name: lambda: measure_drawn(options, name)}
+    measure = measure_together if options.together else measure_drawn
+    jobs = {name: lambda: measure(options, name)}
     if options.back:
         back = f"{name}_{options.tiles_back}_tiles"
         jobs[f"{back}_from_nothing"] = lambda: measure_back(options, back, name)
