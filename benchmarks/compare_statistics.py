@@ -40,9 +40,7 @@ def draw(kind: str, number: int) -> tuple[np.ndarray, np.ndarray]:
     rng, size = np.random.default_rng([9, number]), {"size_px": (1536, 1536), "mpp": 1.0}
     lessons = kind == "lessons"
     recipe: Recipe = (
-        donor_recipe(GROUPS[number % 4], rng, **size)
-        if lessons
-        else draw_random(rng, odd=True, **size)
+        donor_recipe(GROUPS[number % 4], rng, **size) if lessons else draw_random(rng, **size)
     )
     drawn = draw_region(plan_slide(recipe, number), Box(0, 0, 1536, 1536))
     return drawn.rgb, drawn.glomeruli

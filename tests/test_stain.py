@@ -6,6 +6,8 @@ import pytest
 from skimage import color
 
 from renal_utils.stain import (
+    _MIDDLE,
+    _SPREAD,
     STAIN_VECTORS,
     _pen_mask,
     combine_stains,
@@ -14,6 +16,7 @@ from renal_utils.stain import (
     jitter_stain,
     optical_density,
     separate_stains,
+    standardise_stain,
     tissue_mask,
 )
 from renal_utils.synthetic.artefacts import INKS
@@ -183,6 +186,46 @@ def test_no_real_pas_tissue_is_taken_for_ink(shared_data, downsample):
         rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
         small = cv2.resize(rgb, None, fx=1 / downsample, fy=1 / downsample, interpolation=3)
         assert not _pen_mask(cv2.GaussianBlur(small, (0, 0), 1)).any(), path.name
+
+
+def _stained(rgb, strength):
+    """Return an image as a longer or shorter time in the stains would have left it."""
+    return density_to_rgb(optical_density(rgb) * np.float32(strength))
+
+
+@pytest.mark.parametrize("strength", [0.8, 1.3])
+def test_standardised_images_hardly_depend_on_the_strength_of_the_stain(pas, strength):
+    """A longer time in the stains multiplies densities: differences shrink to a few grey levels."""
+    other = _stained(pas, strength)
+    before = np.abs(other.astype(int) - pas).mean()
+    after = np.abs(standardise_stain(other).astype(int) - standardise_stain(pas)).mean()
+    assert before > 10 and after < 0.15 * before
+
+
+def test_standardising_brings_densities_to_the_stated_middle_and_spread(pas):
+    density = optical_density(standardise_stain(pas, smooth_px=0.0)).reshape(-1, 3)
+    low, middle, high = np.percentile(density, [16, 50, 84], axis=0)
+    np.testing.assert_allclose(middle, _MIDDLE, atol=0.02)
+    np.testing.assert_allclose((high - low) / 2, _SPREAD, atol=0.02)
+
+
+def test_a_part_standardised_like_the_whole_is_the_part_of_the_whole(pas):
+    whole = standardise_stain(pas)
+    np.testing.assert_array_equal(
+        standardise_stain(pas[20:60, 30:90], like=pas), whole[20:60, 30:90]
+    )
+
+
+def test_standardising_keeps_the_order_of_values_in_every_channel(pas):
+    done = standardise_stain(pas)
+    for channel in range(3):
+        order = np.argsort(pas[..., channel], axis=None, kind="stable")
+        assert (np.diff(done[..., channel].ravel()[order].astype(int)) >= 0).all()
+
+
+def test_an_image_without_tissue_cannot_be_standardised(rng):
+    with pytest.raises(ValueError, match="like="):
+        standardise_stain(glass(rng))
 
 
 def test_specks_are_dropped(rng):
