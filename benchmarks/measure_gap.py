@@ -156,7 +156,7 @@ def train(
     row = train_rows.iloc[0]
     info = CheckpointInfo(
         options.model,
-        {},
+        {"norm": options.norm},
         num_classes=1,
         label_set="glomeruli",
         downsample=float(row["downsample"]),
@@ -200,7 +200,7 @@ def count_steps(options: argparse.Namespace, rows: pd.DataFrame, folder: Path) -
         return options.steps
     kept = folder / "steps.json"
     if not kept.exists():
-        model = build_model(options.model, num_classes=1).train()
+        model = build_model(options.model, num_classes=1, norm=options.norm).train()
         model = model.to(memory_format=torch.channels_last)
         loss = build_loss("bce_dice", weight=0.5, positive_weight=1.0)
         seconds = []
@@ -333,7 +333,7 @@ def measure_drawn(options: argparse.Namespace, name: str) -> list[dict[str, Any]
     folder.mkdir(exist_ok=True)
     steps = count_steps(options, rows["train"], folder)
     seed_everything(options.seed)
-    model = build_model(options.model, num_classes=1)
+    model = build_model(options.model, num_classes=1, norm=options.norm)
     path = train(
         model, rows["train"], val_squares, options, folder=folder, steps=steps, peak=options.peak
     )
@@ -393,7 +393,7 @@ def measure_back(options: argparse.Namespace, name: str, drawn: str) -> list[dic
     for start in ("drawn", "nothing"):
         folder = (options.folder / f"{name}_from_{start}").resolve()
         seed_everything(options.seed)
-        model = build_model(options.model, num_classes=1)
+        model = build_model(options.model, num_classes=1, norm=options.norm)
         if start == "drawn":
             model = load_checkpoint(next((options.folder / drawn).glob("best.safetensors")))[0]
         begun = time.perf_counter()
@@ -421,6 +421,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--drawn-downsample", type=float, default=3.4)
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
     parser.add_argument("--model", default="unet_resnet34")
+    parser.add_argument("--norm", choices=["batch", "group"], default="batch", help="of the model")
     parser.add_argument("--minutes", type=float, default=12.0, help="of training")
     parser.add_argument("--steps", type=int, default=0, help="instead of minutes")
     parser.add_argument("--peak", type=float, default=1e-3, help="learning rate")

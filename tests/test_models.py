@@ -151,6 +151,36 @@ def test_parameters_are_as_many_as_published(name, options, classes, expected):
     assert count_parameters(on_meta(name, num_classes=classes, **options)) == expected
 
 
+@every_name
+def test_group_norms_take_the_place_of_all_batch_norms_of_images(name):
+    batch, group = on_meta(name, **narrow(name)), on_meta(name, norm="group", **narrow(name))
+    assert count_parameters(batch) == count_parameters(group)
+    assert not [part for part in group.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+
+
+def test_with_group_norms_an_image_is_seen_alike_in_training_and_in_use_whatever_lies_beside_it():
+    torch.manual_seed(0)
+    model = build_model("unet", base_width=8, depth=2, norm="group")
+    pair = torch.randn(2, 3, 32, 32) * torch.tensor([1.0, 5.0])[:, None, None, None]
+    with torch.no_grad():
+        together, alone = model.train()(pair), model.eval()(pair[:1])
+    torch.testing.assert_close(together[:1], alone)
+
+
+def test_a_network_with_group_norms_comes_back_from_its_checkpoint(tmp_path):
+    model = build_model("unext", norm="group")
+    path = tmp_path / "group.safetensors"
+    save_checkpoint(path, model, CheckpointInfo("unext", {"norm": "group"}))
+    back, _ = load_checkpoint(path)
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(back.eval()(image), model.eval()(image))
+
+
+def test_an_unknown_norm_is_refused():
+    with pytest.raises(ValueError, match="'batch' or 'group', not 'layer'"):
+        build_model("unet", norm="layer")
+
+
 @pytest.mark.parametrize(("width", "depth", "classes"), [(32, 4, 1), (5, 3, 2), (16, 1, 6)])
 def test_the_unet_of_any_width_and_depth_counts_as_its_formula_says(width, depth, classes):
     # a 3x3 convolution i -> o with bias and normalisation: 9io + o + 2o

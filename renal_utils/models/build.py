@@ -21,6 +21,7 @@ from renal_utils.models.linknet import LinkNet
 from renal_utils.models.lsu_net import LSUNet
 from renal_utils.models.mask_rcnn import MaskRCNN
 from renal_utils.models.mau_net import MAUNet
+from renal_utils.models.norms import use_group_norm
 from renal_utils.models.pretrained import (
     linknet_efficientnet_b2,
     linknet_efficientnet_b3,
@@ -85,7 +86,12 @@ def model_options(name: str) -> dict[str, object]:
 
 
 def build_model(
-    name: str, *, in_channels: int = 3, num_classes: int = 1, **options: object
+    name: str,
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1,
+    norm: str = "batch",
+    **options: object,
 ) -> nn.Module:
     """Return a new network with random weights (seed torch first for the same ones).
 
@@ -93,16 +99,20 @@ def build_model(
         name: A key of ``MODELS``.
         in_channels: Channels of the image.
         num_classes: Channels of the logits (``LabelSet.num_outputs``).
+        norm: ``batch`` as the network's authors have it, or ``group``, see ``norms``.
         **options: What this network takes besides, see ``model_options``.
 
     Raises:
-        ValueError: If the name or an option is unknown; the message lists the known ones.
+        ValueError: If the name, the norm or an option is unknown; the message lists the known ones.
     """
     known = model_options(name)
+    if norm not in ("batch", "group"):
+        raise ValueError(f"model {name!r}: norm is 'batch' or 'group', not {norm!r}")
     unknown = sorted(set(options) - set(known))
     if unknown:
         takes = ", ".join(f"{k}={v!r}" for k, v in known.items()) or "none"
         raise ValueError(f"model {name!r} has no option {', '.join(unknown)}; it takes: {takes}")
     if num_classes < 1:
         raise ValueError(f"model {name!r}: num_classes must be at least 1, not {num_classes}")
-    return MODELS[name](in_channels, num_classes, **options)
+    model = MODELS[name](in_channels, num_classes, **options)
+    return use_group_norm(model) if norm == "group" else model

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from renal_utils.models.blocks import check_input
-from renal_utils.models.shift import PatchEmbedding, TokenizedShift, group_norm
+from renal_utils.models.norms import group_norm
+from renal_utils.models.shift import PatchEmbedding, TokenizedShift
 
 
 class Pointwise(nn.Conv2d):

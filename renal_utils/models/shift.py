@@ -8,13 +8,14 @@ a column 0, 16, 32, 48 becomes 0, 0, 0, 0 instead of 0, 0, 16, 32. Here every sh
 Sources: Yu et al., S2-MLPv2 (arXiv 2108.01072); Ding et al., LSU-Net (arXiv 2502.00042), section 2.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from renal_utils.models.norms import group_norm
 
 # dimension of B C H W and direction of each quarter of the channels (LSU-Net, eq. 6 and 7)
 ROWS_FIRST = ((2, 1), (2, -1), (3, 1), (3, -1))
@@ -156,8 +157,3 @@ class PatchEmbedding(nn.Module):
         """Return maps of half the height and width."""
         pixels = self.project(features).movedim(1, -1)
         return self.norm(pixels).movedim(-1, 1)
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Return group normalisation of 8 groups, or fewer where 8 does not divide the channels."""
-    return nn.GroupNorm(math.gcd(8, channels), channels)
