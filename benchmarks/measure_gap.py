@@ -260,16 +260,12 @@ def _drop_small(mask: np.ndarray, least: int) -> np.ndarray:
 
 
 def answer(
-    model: torch.nn.Module, rows: pd.DataFrame, side: int, *, augmentation: str = "none"
-) -> Answers:
-    """Ask a network about squares that cover the images of a manifest once, in eight views."""
-    return answer_together([model], rows, side, augmentation=augmentation)
-
-
-def answer_together(
     models: list[torch.nn.Module], rows: pd.DataFrame, side: int, *, augmentation: str = "none"
 ) -> Answers:
-    """Return the mean answer of several networks."""
+    """Ask networks about squares that cover the images of a manifest once; return their mean.
+
+    Each looks in eight views.
+    """
     predict = average_views([make_predictor(model) for model in models], flips=8)
     squares = PatchDataset(cover_images(rows, patch_px=side), augmentation=augmentation)
     probabilities, truths = [], []
@@ -340,7 +336,7 @@ def measure_drawn(options: argparse.Namespace, name: str) -> list[dict[str, Any]
     trained = time.perf_counter()
     shift = {"augmentation": options.choose_on}
     model = load_checkpoint(path)[0]
-    on_drawn = answer(model, rows["val"], options.square, **shift)
+    on_drawn = answer([model], rows["val"], options.square, **shift)
     threshold, least = choose(on_drawn)
     real = real_patches(options)
     row = {"name": name, "steps": steps, "threshold": threshold, "least_px": least}
@@ -359,7 +355,7 @@ def measure_together(options: argparse.Namespace, name: str) -> list[dict[str, A
     models = [load_checkpoint(path)[0] for path in paths]
     drawn = drawn_patches(options, slides_folder(options))
     val, shift = drawn[drawn["split"] == "val"], {"augmentation": options.choose_on}
-    on_drawn = answer_together(models, val, options.square, **shift)
+    on_drawn = answer(models, val, options.square, **shift)
     chosen = choose(on_drawn)
     row = {"name": name, "threshold": chosen[0], "least_px": chosen[1]}
     row["drawn_dice"] = on_drawn.scores(*chosen)["dice"]
@@ -375,7 +371,7 @@ def score_parts(
     """Return the scores of all real tiles and of the test columns."""
     parts = {"all real tiles": real, "test columns": real[real["split"] == "test"]}
     return [
-        {"scored": part} | answer_together(models, some, options.square).scores(*chosen)
+        {"scored": part} | answer(models, some, options.square).scores(*chosen)
         for part, some in parts.items()
     ]
 
@@ -402,10 +398,10 @@ def measure_back(options: argparse.Namespace, name: str, drawn: str) -> list[dic
         path = train(model, few, val_squares, options, peak=peak, **settings)
         minutes = (time.perf_counter() - begun) / 60
         model = load_checkpoint(path)[0]
-        threshold, least = choose(answer(model, parts["val"], options.square))
+        threshold, least = choose(answer([model], parts["val"], options.square))
         row = {"name": f"{name}_from_{start}", "steps": options.steps_back, "train_min": minutes}
         row |= {"threshold": threshold, "least_px": least, "scored": "test columns"}
-        rows.append(row | answer(model, parts["test"], options.square).scores(threshold, least))
+        rows.append(row | answer([model], parts["test"], options.square).scores(threshold, least))
     return rows
 
 

@@ -158,11 +158,8 @@ def choose_scale(
     """Return the scale to work at, as ``StitchPlan`` takes it: what was asked, else as trained.
 
     Raises:
-        ValueError: If the network was trained at a physical scale and the slide states none, or
-            ``downsample`` is not positive.
+        ValueError: If the network was trained at a physical scale and the slide states none.
     """
-    if downsample is not None and not downsample > 0:
-        raise ValueError(f"downsample must be a positive number, not {downsample}")
     if downsample is not None:
         return {"downsample": float(downsample)}
     if info.mpp is None:

@@ -59,8 +59,7 @@ def colour(canvas: Canvas, plan: SlidePlan, fibrosis: Plane) -> UInt8[np.ndarray
         rgb[rows] = _light(haematoxylin, pas, None if ink is None else ink[at], plan)
     if recipe.blur_um > 0:
         rgb = cv2.GaussianBlur(rgb, (0, 0), recipe.blur_um * canvas.um)
-    if plan.terrain.defocus is not None:
-        rgb = _put_out_of_focus(rgb, canvas, plan.terrain)
+    rgb = _put_out_of_focus(rgb, canvas, plan.terrain)
     if recipe.noise > 0:
         _add_noise(rgb, canvas, recipe)
     return rgb
