@@ -225,7 +225,7 @@ def _stitch_rows(job: _Job, positions: Positions, store: BandStore, *, progress:
             unit="window",
             disable=not progress,
         ) as bar:
-            for batch in read_ahead(batches, depth=1):
+            for batch in read_ahead(batches):
                 _add_batch(job, batch, rows, cost)
                 bar.update(len(batch.positions))
     rows.close()

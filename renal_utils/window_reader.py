@@ -4,7 +4,6 @@ The slide is read in chunks of rows, each pixel once, only where a window needs 
 forgotten when the windows have passed it, so memory depends on the slide's width only.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,17 +72,14 @@ def read_windows(
         yield WindowBatch(batch, images)
 
 
-def read_ahead(items: Iterable[Item], *, depth: int = 2) -> Iterator[Item]:
-    """Yield items while a thread makes up to ``depth`` more; its errors are raised here."""
+def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield items while a thread makes the next one; its errors are raised here."""
     iterator = iter(items)
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
-        pending = deque(pool.submit(next, iterator, None) for _ in range(depth))
-        try:
-            while (item := pending.popleft().result()) is not None:
-                pending.append(pool.submit(next, iterator, None))
-                yield item
-        finally:
-            pool.shutdown(cancel_futures=True)
+        coming = pool.submit(next, iterator, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, iterator, None)
+            yield item
 
 
 class _RowChunks:
