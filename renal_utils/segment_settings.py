@@ -1,6 +1,5 @@
 """Settings of a segmentation: from checkpoints and what a user asks to a predictor and a plan."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,7 +11,7 @@ from renal_utils.prediction import Predict
 from renal_utils.replicas import make_replicas
 from renal_utils.runtime import file_hash
 from renal_utils.slides import Slide
-from renal_utils.stitch_plan import StitchPlan
+from renal_utils.stitch_plan import StitchPlan, check_least
 from renal_utils.views import average_views
 
 
@@ -64,10 +63,8 @@ class SegmentSettings:
     def __post_init__(self) -> None:
         if not self.checkpoints:
             raise ValueError("no checkpoint was given; expected one or more")
-        for name in ("min_object", "min_object_um2"):
-            least = getattr(self, name)
-            if least is not None and not 0 <= least < math.inf:
-                raise ValueError(f"{name} must be 0 or more, not {least}")
+        check_least(self.min_object, name="min_object")  # here for its name, and before any slide
+        check_least(self.min_object_um2, name="min_object_um2")
         if self.uncertainty and len(self.checkpoints) * self.flips == 1:
             raise ValueError(
                 "one look of one network shows no uncertainty; take several flips (8), or several "

@@ -65,9 +65,8 @@ class StitchPlan:
             raise ValueError(f"min_tissue is a share from 0 to below 1, not {self.min_tissue}")
         if self.min_object_px is not None and self.min_object_um2 is not None:
             raise ValueError("give min_object_px or min_object_um2, not both")
-        least = self.min_object_px if self.min_object_um2 is None else self.min_object_um2
-        if not 0 <= (least or 0) < math.inf:
-            raise ValueError(f"the least area of an object is 0 or more, not {least}")
+        check_least(self.min_object_px, name="min_object_px")
+        check_least(self.min_object_um2, name="min_object_um2")
         window_weights(self.window, 1)
 
     def view_of(self, slide: Slide) -> SlideView:
@@ -92,6 +91,16 @@ class StitchPlan:
                 "slide with mpp=... or give min_object_px"
             )
         return self.min_object_um2 / mpp**2
+
+
+def check_least(area: float | int | None, *, name: str) -> None:
+    """Check the least area of an object, where one is given.
+
+    Raises:
+        ValueError: If it is negative, infinite or NaN; ``name`` is what the message calls it.
+    """
+    if area is not None and not 0 <= area < math.inf:
+        raise ValueError(f"{name} must be 0 or more, not {area}")
 
 
 def choose_windows(

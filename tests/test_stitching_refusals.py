@@ -46,3 +46,11 @@ def test_what_a_broken_network_gives_stops_the_run_with_a_remedy(tmp_path, netwo
 def test_a_plan_that_makes_no_sense_is_refused(settings):
     with pytest.raises(ValueError):
         plan_of(**settings)
+
+
+@pytest.mark.parametrize("name", ["min_object_px", "min_object_um2"])
+@pytest.mark.parametrize("least", [-1, float("nan"), float("inf")])
+def test_a_least_object_that_makes_no_sense_is_refused_by_its_name(name, least):
+    with pytest.raises(ValueError, match=f"{name} must be 0 or more, not {least}"):
+        plan_of(**{name: least})
+    assert plan_of(**{name: 0}).smallest_object_px(0.5) == 0
