@@ -88,8 +88,15 @@ def claim_folder(folder: str | Path, made_from: Mapping[str, Any], *, resume: bo
 
 
 def is_finished(folder: Path) -> bool:
-    """Say whether a claimed folder holds all results."""
-    return all((folder / name).exists() for name in (SUMMARY_NAME, *OUTPUTS))
+    """Say whether a folder holds all results, the uncertainty too where its summary has one.
+
+    Raises:
+        ValueError: If the summary is no JSON.
+    """
+    if not all((folder / name).exists() for name in (SUMMARY_NAME, *OUTPUTS)):
+        return False
+    has_spread = read_json(folder / SUMMARY_NAME).get("has_spread", False)
+    return not has_spread or (folder / SPREAD_NAME).exists()
 
 
 def file_identity(path: str | Path) -> str:

@@ -197,6 +197,7 @@ def _run(job: _Job, folder: Path, key: str, *, progress: bool) -> dict[str, Any]
     windows = {"seen": len(positions), "skipped": planned - len(positions)}
     found = write_tissue(folder, *tissue, mpp_l0=job.view.slide.mpp)
     results = {"windows": windows, "tissue": found, "classes": classes}
+    results["has_spread"] = job.has_spread  # so that a lost map of it is missed
     damaged = {"damaged_tiles": sorted(job.view.slide.damaged)}  # a list a tile: level, column, row
     return {**asdict(scale), **results, "run": asdict(cost) | damaged}
 

@@ -58,6 +58,7 @@ def write_folder(
     }
     summary = {"size_px": [width, height], "downsample": downsample, "mpp": mpp}
     summary |= {"made_from": made_from, "tissue": found, "classes": classes}
+    summary["has_spread"] = spread is not None
     write_json(folder / RUN_NAME, {"made_from": made_from})
     write_json(folder / SUMMARY_NAME, summary)
     return folder

@@ -19,7 +19,9 @@ from torch import nn
 
 from renal_utils.labels import KIDNEY_TISSUES
 from renal_utils.prediction import make_predictor
-from renal_utils.result_folder import hold_folder
+from renal_utils.result_folder import hold_folder, is_finished
+from renal_utils.segmented import read_segmented
+from renal_utils.views import average_views
 
 
 def test_a_finished_folder_is_returned_without_looking_at_the_slide_again(tmp_path):
@@ -31,6 +33,22 @@ def test_a_finished_folder_is_returned_without_looking_at_the_slide_again(tmp_pa
     fresh = stitch(path, tmp_path / "out", resume=False)
     assert content(fresh.folder)[0] == content(first.folder)[0]
     assert fresh.summary["run"]["windows"] > 0
+
+
+def test_a_map_of_uncertainty_that_was_lost_is_missed_and_written_again(tmp_path):
+    path, predict = make_slide(tmp_path, (150, 140)), average_views(identity, flips=2, spread=True)
+    lost = stitch(path, tmp_path / "out", predict).uncertainty_path
+    before, written = content(tmp_path / "out"), lost.read_bytes()
+    lost.unlink()
+    assert not is_finished(tmp_path / "out")
+    with pytest.raises(ValueError, match="out holds no finished results"):
+        read_segmented(tmp_path / "out")
+    stitch(path, tmp_path / "out", predict)
+    assert is_finished(tmp_path / "out")
+    assert lost.read_bytes() == written
+    assert content(tmp_path / "out") == before
+    stitch(path, tmp_path / "plain")
+    assert is_finished(tmp_path / "plain")  # which was never asked for one
 
 
 @pytest.mark.parametrize(
