@@ -24,6 +24,7 @@ REASONS = {
     "at_edge": "cut by the slide's edge",
     "unsteady": "answers differ",
 }
+OUTSIDE = "outside the cortex, not counted"  # told beside the reasons; no doubt of its own
 FLAGGED = 0.5  # a doubt from which on its reason is told
 _EDGE_DOUBT = 0.5
 _FAR = 7.0  # robust standard deviations of log area that count as full doubt; half is 3.5
@@ -40,7 +41,8 @@ def find_doubts(slide: SegmentedSlide) -> pd.DataFrame:
 
     Returns:
         The columns of ``objects.csv``, one a key of ``REASONS``, ``doubt``, and ``reasons`` in
-        words ("" where none of the doubts reaches 0.5).
+        words ("" where none of the doubts reaches 0.5), with ``OUTSIDE`` behind them where a cortex
+        is outlined and the object lies beyond it.
     """
     table = slide.objects.copy()
     table["low_probability"] = _near_threshold(slide)
@@ -51,8 +53,9 @@ def find_doubts(slide: SegmentedSlide) -> pd.DataFrame:
     table["unsteady"] = (spread / _SPREAD).clip(0, 1)
     doubts = table[list(REASONS)].astype(float)
     table["doubt"] = 1 - (1 - doubts).prod(axis=1)
-    words = np.array(list(REASONS.values()))
+    words = np.array([*REASONS.values(), OUTSIDE])
     told = doubts.to_numpy() >= FLAGGED
+    told = np.column_stack([told, told.any(axis=1) & ~slide.counted()])
     table["reasons"] = [", ".join(words[row]) for row in told]
     return table.sort_values("doubt", ascending=False, kind="stable", ignore_index=True)
 

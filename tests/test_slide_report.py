@@ -91,22 +91,26 @@ def test_sparse_fibrosis_is_less_certain_in_lumps_than_spread_out(tmp_path):
     assert widths[1] > 5 * widths[0]
 
 
+LEFT_HALF = {
+    "type": "Feature",
+    "geometry": {
+        "type": "Polygon",
+        "coordinates": [[[0, 0], [600, 0], [600, 800], [0, 800], [0, 0]]],  # level-0 pixels
+    },
+    "properties": {"classification": {"name": "Cortex"}},
+}
+
+
 def test_an_outlined_cortex_is_what_is_counted_on(tmp_path):
     labels = discs(SHAPE, [(100, 100, 8, 1), (200, 100, 8, 1), (500, 300, 8, 1)])
     folder = write_folder(tmp_path / "a", labels, label_set=GLOMERULI, name="s.ome.tiff")
-    corners = [[0, 0], [600, 0], [600, 800], [0, 800], [0, 0]]  # left half, level-0 pixels
-    feature = {
-        "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": [corners]},
-        "properties": {"classification": {"name": "Cortex"}},
-    }
-    (tmp_path / "s.geojson").write_text(json.dumps([feature]))
+    (tmp_path / "s.geojson").write_text(json.dumps([LEFT_HALF]))
     table = _table(tmp_path, ["slide,donor,cortex", "s.ome.tiff,d1,s.geojson"])
     found = _findings(folder, table=table)
     assert _row(found, "glomeruli")["value"] == 2
     assert _row(found, "area_mm2")["value"] == pytest.approx(0.48)
     (tmp_path / "s.geojson").write_text(
-        json.dumps([{**feature, "properties": {"name": "Medulla"}}])
+        json.dumps([{**LEFT_HALF, "properties": {"name": "Medulla"}}])
     )
     with pytest.raises(ValueError, match="no outline called 'Cortex'"):
         _findings(folder, table=table)
@@ -213,6 +217,27 @@ def test_doubts_find_the_odd_the_unsure_the_cut_and_the_unsteady(tmp_path):
     assert len(choose_review(slide, limit=2)) == 2
     with pytest.raises(ValueError, match="limit must be 0 or more objects a slide, not -1"):
         choose_review(slide, limit=-1)
+
+
+def test_a_doubtful_object_outside_the_cortex_is_said_to_lie_there(tmp_path):
+    """Two of four objects are doubtful, one on each side of the cortex's border."""
+    labels = discs(SHAPE, [(x, 100, 8, 1) for x in (100, 200, 400, 500)])
+    probability = np.where(labels, 250, 0)
+    probability[:, 150:450] = np.where(labels[:, 150:450], 140, 0)
+    folder = write_folder(
+        tmp_path / "a", labels, label_set=GLOMERULI, name="s.tiff", probability=probability
+    )
+    (tmp_path / "s.geojson").write_text(json.dumps([LEFT_HALF]))
+    table = _table(tmp_path, ["slide,cortex", "s.tiff,s.geojson"])
+    for given, outside in ((table, ", outside the cortex, not counted"), (None, "")):
+        report = write_report([folder], tmp_path / "out", table=given)
+        why = {round(row.x_l0): row.reasons for row in report.reviews["s"].itertuples()}
+        assert why == {401: "near the threshold", 801: f"near the threshold{outside}"}
+        named = [item.properties["name"] for item in read_polygons(report.review_path("s"))]
+        assert sum(f"(near the threshold{outside})" in name for name in named) == (
+            1 if given else 2
+        )
+        assert f"near the threshold{outside}" in report.html_path.read_text()
 
 
 def test_the_list_to_look_through_holds_the_same_outlines_in_its_own_order(six_donors, tmp_path):
@@ -346,6 +371,7 @@ def test_quantiles_of_sizes_are_those_of_the_objects(six_donors):
     ("spoil", "message"),
     [
         (lambda f: (f / "summary.json").unlink(), "no finished results"),
+        (lambda f: (f / "summary.json").write_text("{"), "summary.json is not valid JSON"),
         (lambda f: (f / "objects.csv").write_text("object,class\n"), "no column"),
         (lambda f: _drop_last_line(f / "objects.csv"), "holds 19 objects, summary.json says 20"),
         (lambda f: (f / "run.json").unlink(), "holds no results"),
