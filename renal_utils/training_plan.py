@@ -10,6 +10,7 @@ import pandas as pd
 
 from renal_utils.optimisation import OPTIMIZERS, SCHEDULES
 from renal_utils.runtime import PRECISIONS
+from renal_utils.tables import read_results
 from renal_utils.validation import MONITORS
 
 HISTORY_NAME = "history.csv"
@@ -107,8 +108,9 @@ def read_history(folder: str | Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: If no epoch was finished there.
+        ValueError: If the file is no such table; the message names it.
     """
     path = Path(folder) / HISTORY_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: no training finished an epoch in this folder")
-    return pd.read_csv(path, index_col="epoch")
+    return read_results(path, ["epoch"]).set_index("epoch")

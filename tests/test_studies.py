@@ -163,6 +163,8 @@ def test_seeds_give_a_mean_and_a_spread_for_each_cell():
     assert spread.loc[2].isna().all()
     with pytest.raises(ValueError, match=r"no column \['recall'\]"):
         average_seeds(table, "recall", rows="rate", columns="size")
+    with pytest.raises(ValueError, match=r"no column \['status'\]; the table has \['rate'"):
+        average_seeds(table.drop(columns="status"), "f1", rows="rate", columns="size")
     with pytest.raises(ValueError, match="no run finished"):
         average_seeds(table[table["status"] == "failed"], "f1", rows="rate", columns="size")
 

@@ -82,6 +82,15 @@ def test_the_history_file_says_what_the_history_says(straight):
     pd.testing.assert_frame_equal(read_history(straight.folder), straight.frame())
 
 
+def test_a_history_that_is_another_table_or_has_no_row_is_refused_by_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no training finished an epoch"):
+        read_history(tmp_path)
+    for text, words in (("name,f1\na,1\n", "no column 'epoch'"), ("epoch,f1\n", "but no row")):
+        (tmp_path / "history.csv").write_text(text)
+        with pytest.raises(ValueError, match=f"history.csv: .*{words}"):
+            read_history(tmp_path)
+
+
 def test_the_best_checkpoint_is_of_the_best_epoch_and_keeps_its_score_when_evaluated(straight):
     best = straight.frame()["val_dice"].idxmax()
     assert straight.best_epoch == best

@@ -78,7 +78,8 @@ def average_seeds(
     """Return mean and spread of a result over all runs that share two parameters.
 
     Args:
-        table: Of runs; those that failed, or have no such result, do not count.
+        table: Of runs, as ``read_runs`` or a study's ``runs.csv`` give it; those that failed, or
+            have no such result, do not count.
         value: Column of the result.
         rows: Parameter that goes down the map.
         columns: Parameter that goes across.
@@ -90,7 +91,8 @@ def average_seeds(
     Raises:
         ValueError: If a column is missing, or no run finished.
     """
-    if missing := [name for name in (value, rows, columns) if name not in table.columns]:
+    needed = ("status", value, rows, columns)
+    if missing := [name for name in needed if name not in table.columns]:
         raise ValueError(f"no column {missing}; the table has {list(table.columns)}")
     chosen = table[(table["status"] != FAILED) & table[value].notna()]
     if chosen.empty:
