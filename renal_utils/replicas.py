@@ -1,59 +1,70 @@
-"""Replicas: copies of one network on several devices that share each batch.
+"""Replicas: copies of one predictor on several devices, each of which takes whole batches.
 
-Every copy gets a piece of the batch, in a thread of its own, and the answers are put together in
-order. The devices change the time and not the identity: a run may stop on two and go on with one. A
-network may round differently in batches of another size, so with other pieces a stored 8-bit
-probability can differ by one.
+A batch goes to one copy as it is, so the answer does not depend on how many there are; a network
+may round differently in batches of another size. The devices change the time and not the identity:
+a run may stop on two and go on with one. Devices of different kinds may round differently too, so
+that among those a stored 8-bit probability can differ by one.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TypeVar
 
-import torch
-from torch import nn
-
-from renal_utils.prediction import Images, Predictor, Probabilities, make_predictor
+from renal_utils.prediction import Images, Predict, Probabilities
 from renal_utils.runtime import pick_device, pick_precision
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """Predictors of one network, each on a device of its own; called like one ``Predictor``.
+    """Predictors alike, each on a device of its own; called like one, by several threads at once.
 
     Attributes:
         predictors: Of the same weights and precision.
     """
 
-    predictors: tuple[Predictor, ...]
-    _pool: ThreadPoolExecutor = field(init=False, repr=False, compare=False)
+    predictors: tuple[Predict, ...]
+    _free: SimpleQueue = field(default_factory=SimpleQueue, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        pool = ThreadPoolExecutor(len(self.predictors), thread_name_prefix="replica")
-        object.__setattr__(self, "_pool", pool)
+        for predictor in self.predictors:
+            self._free.put(predictor)
 
     @property
     def identity(self) -> str:
         """That of each of them, however many there are."""
-        return self.predictors[0].identity
+        return getattr(self.predictors[0], "identity", "unnamed")
+
+    @property
+    def has_spread(self) -> bool:
+        return getattr(self.predictors[0], "has_spread", False)
+
+    @property
+    def at_once(self) -> int:
+        """How many threads can call it without one waiting for another."""
+        return len(self.predictors)
 
     def __call__(self, images: Images) -> Probabilities:
-        """Return what one predictor would; an error of any of them is raised."""
-        pieces = images.tensor_split(max(1, min(len(self.predictors), len(images))))
-        running = [
-            self._pool.submit(predictor, piece)
-            for predictor, piece in zip(self.predictors, pieces, strict=False)
-        ]
-        return torch.cat([one.result() for one in running])
+        """Return what a predictor that is free gives; wait for one where none is."""
+        predictor = self._free.get()
+        try:
+            return predictor(images)
+        finally:
+            self._free.put(predictor)
 
 
 def make_replicas(
-    model: nn.Module, *, devices: Sequence[str], precision: str = "auto"
-) -> Predictor | Replicas:
-    """Make a predictor of copies of ``model`` on all of ``devices``; on one, a plain predictor.
+    make: Callable[..., Predict], *, devices: Sequence[str], precision: str = "auto"
+) -> Predict:
+    """Make a predictor of copies on all of ``devices``; on one, a plain predictor.
 
     Args:
-        model: See ``make_predictor``.
+        make: Makes one of them; is called with ``device`` and ``precision``, as ``make_predictor``.
         devices: As ``devices.list_devices`` returns them; one may stand there twice.
         precision: See ``make_predictor``. ``auto`` is bfloat16 only if all devices gain by it.
 
@@ -64,5 +75,39 @@ def make_replicas(
         raise ValueError("no device was given; expected one or more, such as 'cuda:0', 'cuda:1'")
     chosen = {pick_precision(precision, pick_device(device)) for device in devices}
     exact = chosen.pop() if len(chosen) == 1 else "32-true"
-    copies = tuple(make_predictor(model, device=name, precision=exact) for name in devices)
+    copies = tuple(make(device=name, precision=exact) for name in devices)
     return copies[0] if len(copies) == 1 else Replicas(copies)
+
+
+def work_in_order(
+    items: Iterable[Item],
+    work: Callable[[Item], Result],
+    take: Callable[[Result], None],
+    *,
+    at_once: int = 1,
+) -> None:
+    """Give ``take`` what ``work`` makes of each item, in the order of the items.
+
+    An error of any of them is raised, and no further item is begun.
+
+    Args:
+        items: Asked for one more only when there is room.
+        work: Called in as many threads as work at once; of one, in this thread.
+        take: Called in this thread, so that it need not be thread-safe.
+        at_once: Items worked on at the same time; one more waits, so that no thread does.
+    """
+    if at_once == 1:
+        for item in items:
+            take(work(item))
+        return
+    with ThreadPoolExecutor(at_once, thread_name_prefix="replica") as pool:
+        begun = deque[Future[Result]]()
+        try:
+            for item in items:
+                if len(begun) > at_once:
+                    take(begun.popleft().result())
+                begun.append(pool.submit(work, item))
+            while begun:
+                take(begun.popleft().result())
+        finally:
+            pool.shutdown(cancel_futures=True)

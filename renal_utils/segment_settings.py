@@ -7,7 +7,7 @@ from pathlib import Path
 
 from renal_utils.checkpoints import CheckpointInfo, load_checkpoint, read_checkpoint_info
 from renal_utils.devices import list_devices
-from renal_utils.prediction import Predict
+from renal_utils.prediction import Predict, make_predictor
 from renal_utils.replicas import make_replicas
 from renal_utils.runtime import file_hash
 from renal_utils.slides import Slide
@@ -34,7 +34,7 @@ class SegmentSettings:
         min_object: Least area of an object in pixels that the network sees.
         min_object_um2: The same in square microns; one of the two.
         device: ``auto``, a torch device, or several with commas between, see
-            ``devices.list_devices``; each batch is shared by them.
+            ``devices.list_devices``; each takes whole batches.
         precision: ``auto``, ``bf16-mixed`` or ``32-true``.
         restart: Discard earlier results of other settings.
 
@@ -103,14 +103,17 @@ def _load(
     """Load the networks; ``hashes`` of their files tell changed ones from those kept here."""
     infos = read_infos(paths)
     models = [load_checkpoint(path)[0] for path in paths]
-    devices = list_devices(device)
-    members = [make_replicas(model, devices=devices, precision=precision) for model in models]
+
+    def make(device: str, precision: str) -> Predict:
+        members = [make_predictor(model, device=device, precision=precision) for model in models]
+        if len(members) * flips == 1:
+            return members[0]
+        return average_views(members, flips=flips, spread=uncertainty)
+
     thresholds = [info.threshold for info in infos if info.threshold is not None]
     mean = sum(thresholds) / len(thresholds) if thresholds else None
     info = replace(infos[0], threshold=mean)
-    if len(members) * flips == 1:
-        return members[0], info
-    return average_views(members, flips=flips, spread=uncertainty), info
+    return make_replicas(make, devices=list_devices(device), precision=precision), info
 
 
 def read_infos(paths: Sequence[Path]) -> list[CheckpointInfo]:

@@ -16,19 +16,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
-from torch import Tensor
+from jaxtyping import Float32, Int
 
 from renal_utils.augment import to_batch
 from renal_utils.bandstore import BandStore
 from renal_utils.labels import LabelSet
 from renal_utils.prediction import Predict, check_probabilities
 from renal_utils.progress import progress_bar
+from renal_utils.replicas import work_in_order
 from renal_utils.result_folder import (
     CSV_NAME,
     GEOJSON_NAME,
@@ -112,7 +113,8 @@ def stitch_slide(
         slide: The slide. With ``skip_damaged``, damaged tiles are taken as white and listed in the
             summary (those that this run came upon).
         predict: Maps normalised images ``B 3 P P`` to probabilities ``B C P P``, see
-            ``make_predictor``. Its ``identity``, where it has one, guards a resume.
+            ``make_predictor``. Its ``identity``, where it has one, guards a resume; its ``at_once``
+            says how many threads may call it at the same time.
         folder: Where results go; made if absent. A finished one is returned as it is.
         plan: Scale, windows, batches.
         label_set: What the channels mean.
@@ -161,7 +163,7 @@ class _Job:
 
 @dataclass
 class _Cost:
-    """What a run took."""
+    """What a run took; the seconds of several devices at once are added up."""
 
     windows: int = 0
     network_seconds: float = 0.0
@@ -226,33 +228,44 @@ def _stitch_rows(job: _Job, positions: Positions, store: BandStore, *, progress:
             unit="window",
             disable=not progress,
         ) as bar:
-            for batch in read_ahead(batches):
-                _add_batch(job, batch, rows, cost)
-                bar.update(len(batch.positions))
+            add = partial(_add_answer, rows=rows, cost=cost, bar=bar)
+            at_once = getattr(job.predict, "at_once", 1)
+            work_in_order(read_ahead(batches), partial(_ask, job), add, at_once=at_once)
     rows.close()
     return cost
 
 
-def _add_batch(job: _Job, batch: WindowBatch, rows: RowWriter, cost: _Cost) -> None:
-    """Look at one batch of windows; on return nothing holds its pixels or answers any more."""
-    predicted = _predicted(job, batch, cost).numpy()
-    for (x, y), prediction in zip(batch.positions.tolist(), predicted, strict=True):
-        rows.add((x, y), prediction)
+@dataclass(frozen=True)
+class _Answer:
+    """What the network said of a batch of windows, and how long it took."""
+
+    positions: Int[np.ndarray, "B 2"]
+    probabilities: Float32[np.ndarray, "B C P P"]
+    seconds: float
 
 
-def _predicted(job: _Job, batch: WindowBatch, cost: _Cost) -> Float32[Tensor, "B C P P"]:
-    """Return the network's checked probabilities, and note what they cost."""
+def _ask(job: _Job, batch: WindowBatch) -> _Answer:
+    """Return the network's checked probabilities; several threads may ask at once."""
     images = to_batch(batch.images)
     started = time.perf_counter()
     probabilities = job.predict(images)
-    cost.network_seconds += time.perf_counter() - started
-    cost.windows += len(images)
+    seconds = time.perf_counter() - started
     x, y = (int(v) for v in batch.positions[0])
-    return check_probabilities(
+    checked = check_probabilities(
         probabilities,
         expected=(len(images), job.label_set.num_outputs + job.has_spread, *images.shape[2:]),
         source=f"{job.view.slide.path}, windows from x {x}, y {y} on",
     )
+    return _Answer(batch.positions, checked.numpy(), seconds)
+
+
+def _add_answer(answer: _Answer, *, rows: RowWriter, cost: _Cost, bar: Any) -> None:
+    """Blend a batch's answers into the open rows, note what they cost, and move the bar on."""
+    cost.windows += len(answer.positions)
+    cost.network_seconds += answer.seconds
+    for (x, y), prediction in zip(answer.positions.tolist(), answer.probabilities, strict=True):
+        rows.add((x, y), prediction)
+    bar.update(len(answer.positions))
 
 
 def _made_from(job: _Job) -> dict[str, Any]:

@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 from segmenting_cases import make_checkpoint, make_slide
+from stitching_cases import content, identity, stitch
+from stitching_cases import make_slide as stitching_slide
 
 from renal_utils.cli import main
 from renal_utils.dask_clusters import place_workers
+from renal_utils.replicas import Replicas
 from renal_utils.segment_settings import SegmentSettings
 from renal_utils.segmenting import segment_slide, segment_slides
 
@@ -35,6 +38,53 @@ def test_two_devices_write_the_files_of_one_and_keep_what_one_has_done(tmp_path,
     assert kept.summary == one.summary
     assert [o.status for o in segment_slides([path], tmp_path / "many", settings)] == ["done"]
     assert [o.status for o in segment_slides([path], tmp_path / "many", both)] == ["kept"]
+
+
+def test_two_devices_write_the_uncertainty_of_one(tmp_path, settings):
+    second = make_checkpoint(tmp_path, "second", seed=1)
+    path = make_slide(tmp_path / "a.ome.tiff", size=(130, 300))
+    mean = replace(settings, checkpoints=(*settings.checkpoints, second), flips=2, uncertainty=True)
+    one = segment_slide(path, tmp_path / "one", mean, progress=False)
+    both = replace(mean, device="cpu,cpu")
+    two = segment_slide(path, tmp_path / "two", both, progress=False)
+    assert two.uncertainty_path.read_bytes() == one.uncertainty_path.read_bytes()
+    assert _bytes(two.folder) == _bytes(one.folder)
+
+
+def test_a_batch_is_never_cut_whatever_the_number_of_copies(tmp_path):
+    """A network that answers by the whole batch gives the files of one copy."""
+
+    def by_the_batch(images):
+        sizes.append(len(images))
+        return (identity(images) + identity(images).mean()) / 2
+
+    path, found = stitching_slide(tmp_path, (200, 400)), []
+    for count in (1, 2, 3):
+        sizes = []
+        predict = Replicas((by_the_batch,) * count)
+        found.append(content(stitch(path, tmp_path / str(count), predict).folder))
+        assert len(sizes) > 8 and sizes.count(5) >= len(sizes) - 1
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_an_error_of_one_copy_stops_the_slide_and_what_is_done_is_kept(tmp_path, broken):
+    calls = []
+
+    def failing(images):
+        calls.append(len(images))
+        if len(calls) > 4:
+            raise RuntimeError("cuda:1 fell off the bus")
+        return identity(images)
+
+    path, copies = stitching_slide(tmp_path, (200, 400)), [identity, identity]
+    copies[broken] = failing
+    with pytest.raises(RuntimeError, match="fell off the bus"):
+        stitch(path, tmp_path / "out", Replicas(tuple(copies)))
+    assert not (tmp_path / "out" / "summary.json").exists()
+    resumed = stitch(path, tmp_path / "out")
+    assert resumed.summary["run"]["from_row"] > 0
+    assert content(resumed.folder) == content(stitch(path, tmp_path / "whole").folder)
 
 
 def test_a_run_that_stopped_on_two_devices_goes_on_with_one(tmp_path, settings, monkeypatch):
