@@ -75,6 +75,8 @@ def crescents():
         ("collapsed_fraction", 1.1, "0.0 to 1.0"),
         ("irregularity", 9.0, "0.0 to 3.0"),
         ("epithelium", 0.0, "0.3 to 1.5"),
+        ("softness", 1.2, "0.0 to 1.0"),
+        ("loop_scale", 0.1, "0.5 to 3.0"),
         ("patchiness", float("inf"), "0.0 to 1.0"),
         ("crescent_fraction", 1.5, "0.0 to 1.0"),
         ("crescent_fraction", float("nan"), "0.0 to 1.0"),
@@ -282,6 +284,41 @@ def test_low_epithelium_gives_wide_lumens():
     low, usual = (one.wall_px for one in tubules)
     assert (low <= usual + 1e-9).all()  # walls have a greatest height too, so not always half
     assert low.mean() < 0.9 * usual.mean()
+
+
+def test_thick_sections_have_filled_lumens_and_veiled_nuclei_and_the_same_truth(plan, whole):
+    recipe = replace(plan.recipe, softness=1.0)
+    thick = draw_region(plan_slide(recipe, seed=3), Box(0, 0, *plan.size_px))
+    for name in ("tissues", "structures", "nuclei"):
+        np.testing.assert_array_equal(getattr(thick, name), getattr(whole, name))
+    darker = whole.rgb[..., 1].astype(int) - thick.rgb[..., 1]
+    assert darker[whole.structures == STRUCTURES.index("proximal_lumen")].mean() > 5
+    redder = thick.rgb[..., 0].astype(int) - whole.rgb[..., 0]
+    assert redder[whole.nuclei > 0].mean() > 5
+    arteries = whole.structures == STRUCTURES.index("vessel_lumen")
+    assert abs(darker[arteries].mean()) < 1
+
+
+def test_torn_capsules_show_bare_glass_however_hazy_the_section():
+    recipe = replace(SMALL, collapsed_fraction=1.0, haze=1.0, glomeruli_per_mm2=20.0)
+    plan = plan_slide(recipe, seed=1)
+    drawn = draw_region(plan, Box(0, 0, *recipe.size_px))
+    space = drawn.structures == STRUCTURES.index("bowman_space")
+    light = [
+        (np.median(drawn.rgb[space & (drawn.glomeruli == g.id), 1]), g.empty_space)
+        for g in plan.glomeruli
+        if not g.sclerosed
+    ]
+    torn, hazy = ([value for value, empty in light if empty == kind] for kind in (True, False))
+    assert min(torn) > max(hazy) + 20
+
+
+def test_larger_loops_are_fewer():
+    fine, coarse = (
+        sum(len(g.loops) for g in plan_slide(replace(SMALL, loop_scale=f), seed=0).glomeruli)
+        for f in (1.0, 2.0)
+    )
+    assert 0.1 < coarse / fine < 0.4
 
 
 def test_plans_scale_with_mpp():

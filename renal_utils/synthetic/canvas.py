@@ -30,6 +30,7 @@ class Canvas:
         glomeruli: Instance ids.
         nuclei: Instance ids.
         nucleus_dye: Haematoxylin of nuclei, in hundredths.
+        soft: How near brush borders and lumens are to their wall, 1 at it; None where sharp.
     """
 
     x: int
@@ -43,6 +44,7 @@ class Canvas:
     glomeruli: Int32[np.ndarray, "S S"] = field(init=False)
     nuclei: Int32[np.ndarray, "S S"] = field(init=False)
     nucleus_dye: Ids = field(init=False)
+    soft: Float32[np.ndarray, "S S"] | None = None
 
     def __post_init__(self) -> None:
         shape = (self.size, self.size)

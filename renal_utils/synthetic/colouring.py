@@ -27,6 +27,7 @@ _BLUER = np.array([[0.07, -0.02, -0.05], [0.07, -0.03, -0.06]])
 _HAZE = (0.07, 0.17)  # haematoxylin and PAS of full haze
 _PATCH = 0.35  # by how much, in logarithms, patchiness of 1 changes the stains
 _CHROMATIN = 0.62  # haematoxylin of an ordinary nucleus
+_VEILED = 0.4  # how far nuclei look like what surrounds them where softness is 1
 DEFOCUS_UM = 3.2  # standard deviation of the blur where it is furthest out of focus
 _DEFOCUS_STEPS = 3
 
@@ -131,6 +132,11 @@ def _concentrations(
     pas = cv2.LUT(material, materials.PAS) * tint
     pas *= np.maximum(texture, np.float32(-0.9)) + 1
     pas *= 1 + np.float32(0.5) * scar
+    if canvas.soft is not None:
+        wall = cv2.LUT(material, materials.WALL)
+        soft = canvas.soft[at] * np.float32(plan.recipe.softness)
+        haematoxylin += soft * (cv2.LUT(wall, materials.HAEMATOXYLIN) - haematoxylin)
+        pas += soft * (cv2.LUT(wall, materials.PAS) - pas)
     if plan.recipe.interstitium != 1:
         between = material == materials.ID["interstitium"]
         haematoxylin[between] *= np.float32(plan.recipe.interstitium)
@@ -144,8 +150,11 @@ def _concentrations(
     chromatin = rim[at] * np.float32(-0.0035) + np.float32(1.12) + np.float32(0.16) * grain
     chromatin *= np.float32(_CHROMATIN / 100)
     chromatin *= canvas.nucleus_dye[at]
+    veiled = _VEILED * plan.recipe.softness
+    if veiled > 0:
+        chromatin += np.float32(veiled) * (haematoxylin - chromatin)
     np.copyto(haematoxylin, chromatin, where=nuclei)
-    np.multiply(pas, np.float32(0.35), out=pas, where=nuclei)
+    np.multiply(pas, np.float32(0.35 + 0.65 * veiled), out=pas, where=nuclei)
     return haematoxylin, pas
 
 

@@ -78,6 +78,7 @@ _OTHERS = [
     Material("vessel_lumen", 0.003, 0.01, 0.6, 0.6, tissue="vessel"),
     Material("crescent", 0.12, 0.24, 0.22, 0.2, 0.08, tissue="glomerulus"),
     Material("crescent_seam", 0.07, 0.42, 0.2, 0.2, tissue="glomerulus"),
+    Material("empty_space", 0.003, 0.01, 0.6, 0.6, tissue="glomerulus"),
 ]
 MATERIALS = (Material("glass", 0.0, 0.0, 0.0, 0.0), *_TUBULES, *_OTHERS)
 ID = {material.name: i for i, material in enumerate(MATERIALS)}
@@ -90,7 +91,7 @@ _STRUCTURES: dict[str, tuple[str, ...]] = {
     "capillary": ("capillary",),
     "kidney_capsule": ("capsule",),
     "bowman_capsule": ("bowman_capsule", "scar_capsule"),
-    "bowman_space": ("bowman_space",),
+    "bowman_space": ("bowman_space", "empty_space"),
     "tuft": ("tuft", "mesangium", "nodule", "loop_wall", "loop_open", "loop_filled"),
     "crescent": ("crescent", "crescent_seam"),
     "scar": ("scar", "scar_space"),
@@ -128,6 +129,10 @@ for _name, _share in {
     "vessel_lumen": 0.35,
 }.items():
     VOID[ID[_name]] = _share
+# The wall that a brush border or lumen fades into.
+WALL = np.arange(256, dtype=np.uint8)
+for _first in range(FIRST_TUBULE, FIRST_TUBULE + len(_TUBULES), 4):
+    WALL[_first + 2 : _first + 4] = _first + 1
 GRAIN, CLOUD, FIBRE = _column("grain"), _column("cloud"), _column("fibre")
 TISSUE = np.zeros(256, np.uint8)
 TISSUE[: len(MATERIALS)] = [KIDNEY_TISSUES.id_of(m.tissue) for m in MATERIALS]

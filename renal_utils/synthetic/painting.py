@@ -13,6 +13,9 @@ from renal_utils.synthetic.plan import SlidePlan
 from renal_utils.synthetic.tuft import Glomerulus
 
 _NUCLEUS_CORNERS = 14
+# Where softness is 1: depth over which brush borders and lumens fade, and how far (as an exponent)
+# lumens are filled alike.
+_FADE_UM, _EVEN = 9.0, 0.7
 
 
 def paint(canvas: Canvas, plan: SlidePlan) -> None:
@@ -86,7 +89,7 @@ def _paint_glomerulus(canvas: Canvas, g: Glomerulus, wall_scale: float) -> None:
     first = "scar" if g.sclerosed else "bowman"
     canvas.fill(canvas.tint, [g.outline], g.tint[0])
     canvas.fill(paint, [g.outline], ID[f"{first}_capsule"])
-    canvas.fill(paint, [g.inner], ID[f"{first}_space"])
+    canvas.fill(paint, [g.inner], ID["empty_space" if g.empty_space else f"{first}_space"])
     if g.crescent is not None:
         _paint_crescent(canvas, g.crescent)
     canvas.fill(paint, [g.tuft], ID["scar" if g.sclerosed else "tuft"])
@@ -121,6 +124,8 @@ def _paint_tubules(canvas: Canvas, plan: SlidePlan, solid: UInt8[np.ndarray, "S 
     """Paint tubules: membrane, epithelium, apical border and lumen by depth below the edge."""
     tubules = plan.tubules
     seen = np.flatnonzero(canvas.sees(*tubules.corners))
+    if plan.recipe.softness > 0:
+        canvas.soft = np.zeros(canvas.material.shape, np.float32)
     numbers = np.zeros(canvas.material.shape, np.uint16)
     for local, ring in enumerate(canvas.points(tubules.rings[seen]), start=1):
         cv2.fillPoly(numbers, [ring], local, shift=SUBPIXEL_BITS)
@@ -141,7 +146,7 @@ def _tubule_tables(plan: SlidePlan, seen: np.ndarray) -> dict[str, np.ndarray]:
         "wall": tubules.wall_px,
         "membrane": membrane,
         "tint": tubules.tint,
-        "content": tubules.content,
+        "content": tubules.content ** (1 - _EVEN * recipe.softness),
     }
     tables = {
         name: np.concatenate([[0], values[seen]]).astype(np.float32)
@@ -175,6 +180,9 @@ def _paint_walls(
     np.copyto(canvas.tint[at], each("content"), where=inside & (zone == 3))
     veil = np.clip(1 - (depth - wall) * np.float32(1 / (14 * um)), 0.4, 1)
     np.copyto(canvas.veil[at], veil * each("veil"), where=inside)
+    if canvas.soft is not None:
+        fade = 1 - (depth - wall + np.float32(1.6 * um)) * np.float32(1 / (_FADE_UM * um))
+        np.copyto(canvas.soft[at], np.clip(fade, 0, 1), where=zone > 1)
 
 
 def _paint_nuclei(canvas: Canvas, plan: SlidePlan) -> None:

@@ -42,6 +42,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "epithelium": (0.3, 1.5),
     "tubule_contrast": (0.0, 4.0),
     "interstitium": (0.3, 2.5),
+    "softness": (0.0, 1.0),
+    "loop_scale": (0.5, 3.0),
     "patchiness": (0.0, 1.0),
     "crescent_fraction": (0.0, 1.0),
     "blur_patches": (0.0, 0.9),
@@ -83,6 +85,9 @@ class Recipe:
         epithelium: Factor on the height of tubules' walls: the lower, the wider the lumen.
         tubule_contrast: Factor on how much tubules differ in stain from each other.
         interstitium: Factor on the stains of the interstitium, nuclei apart.
+        softness: How thick the section looks: walls fade into lumens, lumens are filled alike,
+            nuclei are veiled.
+        loop_scale: Factor on the size of capillary loops and patches of mesangium.
         patchiness: How much the stain changes from patch to patch, some of glomerular size.
         crescent_fraction: Share of the glomeruli that are not sclerosed that have a crescent.
         blur_patches: Share of the slide that is out of focus, in soft patches; the truth is not.
@@ -125,6 +130,8 @@ class Recipe:
     epithelium: float = 1.0
     tubule_contrast: float = 1.0
     interstitium: float = 1.0
+    softness: float = 0.0
+    loop_scale: float = 1.0
     patchiness: float = 0.0
     crescent_fraction: float = 0.0
     blur_patches: float = 0.0
@@ -227,29 +234,31 @@ def donor_recipe(group: str, rng: np.random.Generator, **fixed: Any) -> Recipe:
 _RANDOM_EVEN = {
     "cortex_fraction": (0.65, 1.0),
     "glomerulus_spread": (0.08, 0.3),
-    "sclerosed_fraction": (0.0, 0.3),
-    "mesangium": (0.1, 0.6),
+    "sclerosed_fraction": (0.0, 0.25),
+    "mesangium": (0.1, 0.42),
     "fibrosis": (0.0, 0.6),
     "hue": (-1.0, 1.0),
-    "haze": (0.2, 1.0),
+    "haze": (0.0, 1.0),
     "noise": (0.0, 8.0),
-    "bowman": (0.0, 1.0),
-    "collapsed_fraction": (0.0, 0.12),
+    "bowman": (0.0, 0.8),
+    "collapsed_fraction": (0.0, 0.25),
     "irregularity": (1.0, 2.5),
     "tubule_contrast": (0.5, 1.8),
+    "softness": (0.0, 1.0),
 }
 _RANDOM_LOG = {
     "glomerulus_um": (85.0, 210.0),
     "glomeruli_per_mm2": (3.0, 14.0),
-    "tubule_scale": (0.6, 1.4),
+    "tubule_scale": (0.7, 1.5),
     "wall_scale": (0.7, 2.0),
-    "haematoxylin": (0.6, 2.2),
+    "haematoxylin": (0.4, 2.0),
     "pas": (0.7, 2.4),
     "blur_um": (0.2, 2.5),
     "capsule_scale": (0.4, 2.0),
     "tuft_stain": (0.8, 1.35),
-    "epithelium": (0.6, 1.1),
+    "epithelium": (0.4, 1.1),
     "interstitium": (0.6, 1.3),
+    "loop_scale": (0.75, 1.4),
 }
 
 
@@ -263,6 +272,8 @@ ODD_FIELDS = (
     "epithelium",
     "tubule_contrast",
     "interstitium",
+    "softness",
+    "loop_scale",
 )
 
 

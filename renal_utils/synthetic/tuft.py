@@ -41,6 +41,7 @@ class Glomerulus:
         nodules: Solid patches (segmental sclerosis, nodules of diabetic disease).
         tint: Factors on its PAS and its brightness, near 1.
         crescent: Cells that fill part of Bowman's space; None for none.
+        empty_space: Whether Bowman's space is torn wide and shows bare glass.
     """
 
     id: int
@@ -57,6 +58,7 @@ class Glomerulus:
     nodules: list[Float[np.ndarray, "_ 2"]]
     tint: tuple[float, float]
     crescent: Crescent | None = None
+    empty_space: bool = False
 
     @property
     def inner(self) -> Float[np.ndarray, "n 2"]:
@@ -100,17 +102,18 @@ def make_glomerulus(
         return Glomerulus(*parts, tuft, empty, np.zeros(0, bool), [], empty, [], tint)
     room = (1 - 0.65 * recipe.haze) * recipe.bowman
     tuft, lobes = _make_tuft(outline - xy, radius, room, rng)
-    at, sickle = np.asarray(xy), None
+    at, sickle, empty_space = np.asarray(xy), None, False
     if crescent:
         edge = (outline - xy) * (1 - capsule / radius)
         sickle, tuft, lobes = make_crescent(edge, tuft, lobes, um=um, rng=third)
         sickle = sickle.moved(at)
     elif odd.random() < recipe.collapsed_fraction:
-        shrink, turn = odd.uniform(0.5, 0.85), odd.uniform(0, 2 * np.pi)
-        aside = 0.85 * (1 - shrink) * np.linalg.norm(outline - xy, axis=1).min() * odd.random()
+        shrink, turn = odd.uniform(0.65, 0.95), odd.uniform(0, 2 * np.pi)
+        aside = (1 - shrink) * np.linalg.norm(outline - xy, axis=1).min() * odd.uniform(0.4, 1)
+        empty_space = bool(odd.random() < 0.6)
         at = at + np.array([np.cos(turn), np.sin(turn)]) * aside
         tuft, lobes, radius = tuft * shrink, lobes * shrink, radius * shrink
-    cells, middles = _tuft_cells(tuft, 7.6 * um * rng.uniform(0.92, 1.1), rng)
+    cells, middles = _tuft_cells(tuft, 7.6 * um * recipe.loop_scale * rng.uniform(0.92, 1.1), rng)
     stalk, seam = _lobe_distances(middles, lobes)
     solid = _solid_places(middles, radius, recipe, rng)
     mesangial, slit = _pick_roles(stalk, seam, middles, radius, recipe.mesangium, rng)
@@ -127,6 +130,7 @@ def make_glomerulus(
         [c + at for c, k in zip(cells, solid, strict=True) if k],
         tint,
         sickle,
+        empty_space,
     )
 
 
