@@ -19,7 +19,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	touch $@
 
 lab: env
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 course: env
 	$(BIN)/renal data draw

@@ -27,11 +27,14 @@ def open_source(path: Path, engine: str) -> SlideSource:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        IsADirectoryError: If the path is a folder.
         ValueError: If the engine is unknown or no engine reads this file.
         ImportError: If only OpenSlide reads it and OpenSlide is not installed.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine {engine!r} is not one of {ENGINES}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the slides in it, as {path / '*.tiff'}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     engine = _guess_engine(path) if engine == "auto" else engine

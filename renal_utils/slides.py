@@ -51,6 +51,7 @@ def open_slide(
 
     Raises:
         FileNotFoundError: If there is no such file.
+        IsADirectoryError: If the path is a folder.
         ValueError: If the file is of no known kind, cut off or damaged, or its scale absurd.
         ImportError: If only OpenSlide reads it and OpenSlide is not installed.
     """

@@ -77,6 +77,33 @@ def test_a_wrong_parameter_ends_with_one_line_and_code_2(small_notebook, capsys,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (FileNotFoundError(2, "No such file", "a.yaml"), "a.yaml: there is no such file"),
+        (FileExistsError(17, "File exists", "out"), "out: this is a file, where a folder"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), "a/b: part of this path is a file"),
+        (PermissionError(13, "Permission denied", "/out"), "/out: you may not read or write"),
+        (OSError(28, "No space left on device", "out"), "out: No space left on device"),
+        (FileNotFoundError("slide.tiff is not there"), "slide.tiff is not there"),
+    ],
+)
+def test_what_the_system_refuses_is_said_in_words(monkeypatch, capsys, error, message):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr("renal_utils.studies.read_study", refuse)
+    assert main(["study", "a.yaml"]) == 2
+    told = _stderr(capsys)
+    assert message in told
+    assert "Errno" not in told
+
+
+def test_a_folder_in_place_of_a_slide_is_named_as_one(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder; give the slides in it"):
+        open_slide(tmp_path)
+
+
 def test_a_failing_notebook_ends_with_code_1(small_notebook, tmp_path, capsys):
     path = small_notebook(PARAMETERS, "1 / 0")
     assert main(["run", str(path), "--output", str(tmp_path / "out.ipynb")]) == 1

@@ -310,6 +310,22 @@ def test_a_smaller_palette_makes_a_smaller_figure_and_keeps_the_fixed_colours(la
         figure_png(ax.figure, palette=8)
 
 
+def test_few_colours_keep_what_is_rare_on_a_slide_that_is_mostly_pale():
+    rng = np.random.default_rng(0)
+    shown = rng.integers(236, 252, (200, 200, 3), np.uint8)  # glass, thousands of shades
+    stain = np.exp(-rng.uniform(0.1, 1.0, (60, 200, 1)) * [0.3, 0.9, 0.4])
+    shown[:60] = (240 * stain).astype(np.uint8)
+    inks = {"green": (2, 110, 15), "red": (190, 30, 40), "purple": (70, 55, 85)}
+    for row, ink in enumerate(inks.values()):
+        shown[80 + 40 * row : 92 + 40 * row] = ink
+    ax = plots.show_image(shown)
+    with Image.open(io.BytesIO(figure_png(ax.figure, palette=48))) as image:
+        kept = np.array([colour for _, colour in image.convert("RGB").getcolors()])
+    assert len(kept) <= 48
+    for name, ink in inks.items():
+        assert np.abs(kept - ink).max(axis=1).min() <= 10, name
+
+
 def test_the_alternative_text_is_made_of_titles_and_labels(history):
     ax = plots.plot_training(history, title="The loss falls")
     assert alternative_text(ax.figure) == "The loss falls (x: Epoch)"

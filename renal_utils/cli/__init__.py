@@ -16,6 +16,14 @@ from renal_utils.cli.run import add_run
 from renal_utils.cli.segment import add_segment
 from renal_utils.cli.study import add_study
 
+_WORDS = {
+    FileNotFoundError: "there is no such file or folder",
+    FileExistsError: "this is a file, where a folder is needed; name another",
+    NotADirectoryError: "part of this path is a file, where a folder is needed; name another",
+    IsADirectoryError: "this is a folder, where a file is needed",
+    PermissionError: "you may not read or write here; name another place, or ask for the right",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
@@ -25,11 +33,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if options.debug:
             raise
-        print(f"renal: {error or type(error).__name__}", file=sys.stderr)
+        print(f"renal: {_explain(error)}", file=sys.stderr)
         return 1 if isinstance(error, RuntimeError) else 2
     except KeyboardInterrupt:
         print("renal: stopped", file=sys.stderr)
         return 130
+
+
+def _explain(error: Exception) -> str:
+    """Return what went wrong; what the operating system says only by number, in words."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error) or type(error).__name__
+    for kind, words in _WORDS.items():
+        if isinstance(error, kind):
+            return f"{error.filename}: {words}"
+    return f"{error.filename}: {error.strerror}"
 
 
 def make_parser() -> argparse.ArgumentParser:

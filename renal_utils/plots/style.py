@@ -16,13 +16,14 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
+from jaxtyping import Integer, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.spatial import cKDTree
 
 from renal_utils.labels import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
-# Colours that a palette always holds, however small the legend that shows them.
+# Colours that a palette holds where they occur, however small the legend that shows them.
 _CLASS_COLOURS = (BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW)
 _GREYS = tuple((grey, grey, grey) for grey in range(0, 256, 17))
 
@@ -54,8 +55,8 @@ def use_course_style(*, palette: int = 256) -> None:
     """Set the course's fonts, sizes and colours; in a notebook also store figures small.
 
     Args:
-        palette: Colours of a stored figure, 32 to 256. Tissue of one stain needs few: with 96 it
-            looks the same and takes a fifth less, for lessons of many pictures.
+        palette: Colours of a stored figure, 32 to 256. Tissue of one stain needs few, which
+            make a figure smaller, for lessons of many pictures.
 
     Raises:
         ValueError: If ``palette`` is out of range.
@@ -113,17 +114,47 @@ def _check_palette(palette: int) -> None:
 
 
 def _quantise(image: Image.Image, count: int) -> Image.Image:
-    """Reduce an image to few colours, among them those of the classes, black, greys and white."""
-    fixed = np.array([*_CLASS_COLOURS, *_GREYS], np.uint8)
-    chosen = image.quantize(count - len(fixed), dither=Image.Dither.NONE).getpalette()
-    free = np.array(chosen, np.uint8).reshape(-1, 3)[: count - len(fixed)]
-    palette = np.concatenate([fixed, free])
+    """Reduce an image to few colours: greys, the classes' that occur, and those chosen for it."""
     # PIL's own search for the nearest colour is coarse: white would come out as some pale grey
-    colours, pixels = np.unique(np.asarray(image).reshape(-1, 3), axis=0, return_inverse=True)
+    pixels = np.asarray(image).reshape(-1, 3)
+    colours, where, counts = np.unique(pixels, axis=0, return_inverse=True, return_counts=True)
+    present = set(map(tuple, colours.tolist()))
+    fixed = np.array([*_GREYS, *(rgb for rgb in _CLASS_COLOURS if rgb in present)], np.uint8)
+    palette = _add_colours(fixed, colours, counts, count - len(fixed))
     nearest = cKDTree(palette).query(colours)[1].astype(np.uint8)
-    quantised = Image.fromarray(nearest[pixels].reshape(image.height, image.width))
+    quantised = Image.fromarray(nearest[where].reshape(image.height, image.width))
     quantised.putpalette(palette.ravel().tolist())
     return quantised
+
+
+def _add_colours(
+    fixed: UInt8[np.ndarray, "F 3"],
+    colours: UInt8[np.ndarray, "N 3"],
+    counts: Integer[np.ndarray, "N"],
+    number: int,
+) -> UInt8[np.ndarray, "M 3"]:
+    """Return the fixed colours and ``number`` more, near those of the image.
+
+    Each colour weighs by the root of its pixels. By all of its pixels a slide's background, ten
+    shades of nearly white, would take most of the palette, and a stroke of green ink turn black.
+    """
+    coarse, group = np.unique(colours // 4, axis=0, return_inverse=True)
+    weights = np.sqrt(np.bincount(group.ravel(), counts))
+    places = coarse * 4.0 + 1.5  # the middles of cubes of 4 x 4 x 4 colours
+    chosen = fixed.astype(float)
+    apart = cKDTree(chosen).query(places)[0] ** 2
+    for _ in range(number):  # what is worst off gets the next
+        worst = places[(weights * apart).argmax()]
+        chosen = np.vstack([chosen, worst])
+        apart = np.minimum(apart, ((places - worst) ** 2).sum(axis=1))
+    for _ in range(8):  # k-means, in which the fixed ones stay
+        nearest = cKDTree(chosen).query(places)[1]
+        total = np.bincount(nearest, weights, len(chosen))
+        sums = [np.bincount(nearest, weights * axis, len(chosen)) for axis in places.T]
+        moved = total > 0
+        moved[: len(fixed)] = False
+        chosen[moved] = np.stack(sums, axis=1)[moved] / total[moved, None]
+    return chosen.round().astype(np.uint8)
 
 
 def _encode_figure(figure: Figure, *, palette: int) -> tuple[str, dict[str, str]] | None:
