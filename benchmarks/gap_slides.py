@@ -27,21 +27,29 @@ from renal_utils.synthetic import (
 )
 
 LABEL_SETS = {"tissues": KIDNEY_TISSUES, "glomeruli": GLOMERULI}
+RECIPES = ("random", "plain", "donor")
 FRACTIONS = {"train": 0.8, "val": 0.2}
+CHOOSING_SEED = 1000
 
 
-def slides_folder(options: argparse.Namespace) -> Path:
-    """Return where the drawn slides of these options are."""
-    parts = (options.recipes, options.classes, options.slide_px, options.mpp, options.seed)
-    return (options.folder / "_".join(map(str, ("slides", *parts)))).resolve()
+def training_patches(options: argparse.Namespace) -> pd.DataFrame:
+    """Return patches of the slides to learn from, split by slide into "train" and "val"."""
+    patches = _drawn_patches(options, options.recipes, options.slides, options.seed)
+    return split_by_donor(patches, fractions=FRACTIONS)
 
 
-def drawn_patches(options: argparse.Namespace) -> pd.DataFrame:
-    """Draw the slides unless they are there, and return their patches, split by slide."""
-    folder = slides_folder(options)
+def choosing_patches(options: argparse.Namespace) -> pd.DataFrame:
+    """Return patches of the slides to choose on, the same for networks of all seeds."""
+    return _drawn_patches(options, options.choose_recipes, options.choose_slides, CHOOSING_SEED)
+
+
+def _drawn_patches(options: argparse.Namespace, kind: str, count: int, seed: int) -> pd.DataFrame:
+    """Draw slides unless they are there, and return their patches."""
+    parts = ("slides", kind, options.classes, options.slide_px, options.mpp, seed)
+    folder = (options.folder / "_".join(map(str, parts))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = range(options.slides)
-    recipes = [make_recipe(options, number) for number in numbers]
+    size, numbers = {"size_px": (options.slide_px,) * 2, "mpp": options.mpp}, range(count)
+    recipes = [make_recipe(kind, number, seed, size) for number in numbers]
     jobs = ([folder] * len(recipes), recipes, numbers, [options.classes] * len(recipes))
     if options.workers > 1:
         with ProcessPoolExecutor(options.workers) as pool:
@@ -49,17 +57,15 @@ def drawn_patches(options: argparse.Namespace) -> pd.DataFrame:
     else:
         records = list(map(draw_slide, *jobs))
     cut = {"patch_px": options.patch, "stride_px": options.patch // 2, "min_tissue": 0.3}
-    manifest = cut_patches(records, downsample=options.drawn_downsample, **cut)
-    return split_by_donor(manifest, fractions=FRACTIONS)
+    return cut_patches(records, downsample=options.drawn_downsample, **cut)
 
 
-def make_recipe(options: argparse.Namespace, number: int) -> Recipe:
-    """Return the recipe of slide ``number``."""
-    rng = np.random.default_rng([options.seed + 2, number])
-    fixed: dict[str, Any] = {"size_px": (options.slide_px,) * 2, "mpp": options.mpp}
-    if options.recipes == "donor":
-        return donor_recipe(GROUPS[number % len(GROUPS)], rng, **fixed)
-    return random_recipe(rng, odd=options.recipes == "random", **fixed)
+def make_recipe(kind: str, number: int, seed: int, size: dict[str, Any]) -> Recipe:
+    """Return the recipe of slide ``number``, of a kind of ``RECIPES``."""
+    rng = np.random.default_rng([seed + 2, number])
+    if kind == "donor":
+        return donor_recipe(GROUPS[number % len(GROUPS)], rng, **size)
+    return random_recipe(rng, odd=kind == "random", **size)
 
 
 def draw_slide(folder: Path, recipe: Recipe, number: int, classes: str) -> ImageRecord:

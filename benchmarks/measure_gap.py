@@ -5,10 +5,10 @@
 Draws ``--slides`` slides and trains one network on them for about ``--minutes``: to tell all
 tissues apart, or glomeruli alone (``--classes``). ``--recipes``: ``random`` is domain
 randomisation, ``plain`` the same without odd shapes, ``donor`` what the lessons use. Threshold and
-least object are chosen on drawn slides that it was not trained on, augmented as ``--choose-on``
-says: on slides like those of the training a network is surer than on real ones, and the threshold
-too high. Then every real tile is scored: Dice, and F1 of objects (one to one, IoU 0.5). No real
-pixel is used before. Globally sclerosed glomeruli count as background, drawn and real.
+least object are chosen on drawn slides of another kind, ``--choose-recipes``, augmented as
+``--choose-on`` says: on slides like those of the training a network is surer than on real ones, and
+the threshold too high. Then every real tile is scored: Dice, and F1 of objects (one to one, IoU
+0.5). No real pixel is used before. Globally sclerosed glomeruli are background, drawn and real.
 ``--adapt`` adds scores of the network with the statistics of the real tiles in its batch norms.
 ``--together`` averages networks of earlier runs instead of training one.
 ``--back`` goes the other way: it trains on five real tiles of the training columns, from the drawn
@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from gap_scores import adapt, answer, choose
-from gap_slides import LABEL_SETS, drawn_patches, real_patches
+from gap_scores import Answers, adapt, answer, choose
+from gap_slides import LABEL_SETS, RECIPES, choosing_patches, real_patches, training_patches
 
 from renal_utils.checkpoints import CheckpointInfo, load_checkpoint
 from renal_utils.covering import cover_images
@@ -136,7 +136,7 @@ def count_steps(options: argparse.Namespace, rows: pd.DataFrame, folder: Path) -
 def measure_drawn(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     """Train on drawn slides alone; return the rows of all real tiles and of the test columns."""
     started = time.perf_counter()
-    drawn = drawn_patches(options)
+    drawn = training_patches(options)
     ready = time.perf_counter()
     rows = {split: drawn[drawn["split"] == split] for split in ("train", "val")}
     val_squares = cover_images(rows["val"], patch_px=options.square)
@@ -149,9 +149,8 @@ def measure_drawn(options: argparse.Namespace, name: str) -> list[dict[str, Any]
         model, rows["train"], val_squares, options, folder=folder, steps=steps, peak=options.peak
     )
     trained = time.perf_counter()
-    shift = {"augmentation": options.choose_on}
     model = load_checkpoint(path)[0]
-    on_drawn = answer([model], rows["val"], options.square, **shift)
+    on_drawn = answer_drawn([model], options)
     threshold, least = choose(on_drawn)
     real = real_patches(options)
     row = {"name": name, "steps": steps, "threshold": threshold, "least_px": least}
@@ -165,16 +164,20 @@ def measure_drawn(options: argparse.Namespace, name: str) -> list[dict[str, Any]
 
 
 def measure_together(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
-    """Score the mean of networks that were trained before, chosen for on slides none has seen."""
+    """Score the mean of networks that were trained before."""
     paths = [options.folder / member / "best.safetensors" for member in options.together]
     models = [load_checkpoint(path)[0] for path in paths]
-    drawn = drawn_patches(options)
-    val, shift = drawn[drawn["split"] == "val"], {"augmentation": options.choose_on}
-    on_drawn = answer(models, val, options.square, **shift)
+    on_drawn = answer_drawn(models, options)
     chosen = choose(on_drawn)
     row = {"name": name, "threshold": chosen[0], "least_px": chosen[1]}
     row["drawn_dice"] = on_drawn.scores(*chosen)["dice"]
     return [row | part for part in score_parts(models, real_patches(options), options, chosen)]
+
+
+def answer_drawn(models: list[torch.nn.Module], options: argparse.Namespace) -> Answers:
+    """Ask networks about the drawn slides to choose on."""
+    rows = choosing_patches(options)
+    return answer(models, rows, options.square, augmentation=options.choose_on)
 
 
 def score_parts(
@@ -231,7 +234,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tiles", help="real tiles and their tiles.csv")
     parser.add_argument("folder", type=Path, help="for slides, checkpoints and gap.csv")
-    parser.add_argument("--recipes", choices=["random", "plain", "donor"], default="random")
+    parser.add_argument("--recipes", choices=RECIPES, default="random", help="learned from")
     parser.add_argument("--classes", choices=LABEL_SETS, default="tissues", help="learned")
     parser.add_argument("--slides", type=int, default=60)
     parser.add_argument("--slide-px", type=int, default=1920)
@@ -247,6 +250,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--patch", type=int, default=128)
     parser.add_argument("--square", type=int, default=320, help="side of what is scored at once")
     parser.add_argument("--augmentation", default="strong")
+    parser.add_argument("--choose-recipes", choices=RECIPES, default="donor")
+    parser.add_argument("--choose-slides", type=int, default=24)
     parser.add_argument("--choose-on", default="strong", help="augmentation where one chooses")
     parser.add_argument("--adapt", action="store_true", help="score with adapted batch norms too")
     parser.add_argument("--together", nargs="*", help="names of trained networks to average")
