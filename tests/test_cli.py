@@ -86,6 +86,7 @@ def test_a_wrong_parameter_ends_with_one_line_and_code_2(small_notebook, capsys,
         (PermissionError(13, "Permission denied", "/out"), "/out: you may not read or write"),
         (OSError(28, "No space left on device", "out"), "out: No space left on device"),
         (FileNotFoundError("slide.tiff is not there"), "slide.tiff is not there"),
+        (ImportError("only OpenSlide reads it; install it"), "only OpenSlide reads it"),
     ],
 )
 def test_what_the_system_refuses_is_said_in_words(monkeypatch, capsys, error, message):
@@ -97,6 +98,13 @@ def test_what_the_system_refuses_is_said_in_words(monkeypatch, capsys, error, me
     told = _stderr(capsys)
     assert message in told
     assert "Errno" not in told
+
+
+@pytest.mark.parametrize("verb", [["segment", "a.tiff"], ["data", "check", "a"]])
+def test_part_of_an_options_name_is_none(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([*verb, "--checkpoint", "b", "--out", "c", "--mp", "1"])
+    assert "--mp" in _stderr(capsys)
 
 
 def test_a_folder_in_place_of_a_slide_is_named_as_one(tmp_path):

@@ -8,6 +8,7 @@ the traceback instead.
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from renal_utils.cli.data import add_data
 from renal_utils.cli.models import add_models
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         return options.verb(options)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         if options.debug:
             raise
         print(f"renal: {_explain(error)}", file=sys.stderr)
@@ -50,9 +51,16 @@ def _explain(error: Exception) -> str:
     return f"{error.filename}: {error.strerror}"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their whole names: ``--mp`` is no ``--mpp``. Verbs inherit it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="renal", description="Segment kidney tissue in whole-slide images. Not for diagnosis."
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
