@@ -235,12 +235,15 @@ with open_slide(Path(sys.argv[1])) as slide:
 @pytest.mark.slow
 @LINUX
 def test_memory_does_not_grow_with_the_height(tmp_path):
-    """24,000 rows more are 24 MB for each byte a pixel of them that would be kept."""
+    """24,000 rows more are 24 MB for each byte a pixel of them that would be kept.
+
+    Threads that run late add some MB now and then; what is kept adds them every time.
+    """
     short, tall = (write_tall(tmp_path, height) for height in (8192, 32768))
     above = measure_memory(short)
-    assert measure_memory(tall) < above + 12
+    assert any(measure_memory(tall) < above + 12 for _ in range(3))
     all_patches = 8192 * 1024 * 3 * 4 / 2**20
-    assert measure_memory(short, "keep") > above + 0.9 * all_patches, "the measure sees nothing"
+    assert measure_memory(short, "keep") > 0.9 * all_patches > 2 * above, "it sees nothing"
 
 
 def write_tall(folder, height):
