@@ -100,11 +100,17 @@ def test_what_the_system_refuses_is_said_in_words(monkeypatch, capsys, error, me
     assert "Errno" not in told
 
 
-@pytest.mark.parametrize("verb", [["segment", "a.tiff"], ["data", "check", "a"]])
-def test_part_of_an_options_name_is_none(verb, capsys):
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["segment", "a.tiff", "--checkpoint", "b", "--out", "c", "--mp", "1"],
+        ["data", "draw", "--donor", "1"],
+    ],
+)
+def test_part_of_an_options_name_is_none(typed, capsys):
     with pytest.raises(SystemExit):
-        main([*verb, "--checkpoint", "b", "--out", "c", "--mp", "1"])
-    assert "--mp" in _stderr(capsys)
+        main(typed)
+    assert f"unrecognized arguments: {typed[-2]}" in _stderr(capsys)
 
 
 def test_a_folder_in_place_of_a_slide_is_named_as_one(tmp_path):

@@ -8,7 +8,7 @@ the traceback instead.
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 from renal_utils.cli.data import add_data
 from renal_utils.cli.models import add_models
@@ -51,20 +51,14 @@ def _explain(error: Exception) -> str:
     return f"{error.filename}: {error.strerror}"
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes options by their whole names: ``--mp`` is no ``--mpp``. Verbs inherit it."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
-
-
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all verbs."""
-    parser = _Parser(
+    """Return the parser of all verbs; options count by their whole names."""
+    whole = partial(argparse.ArgumentParser, allow_abbrev=False)
+    parser = whole(
         prog="renal", description="Segment kidney tissue in whole-slide images. Not for diagnosis."
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", parser_class=whole)
     for add in (add_data, add_run, add_study, add_segment, add_report, add_models):
         add(verbs)
     return parser

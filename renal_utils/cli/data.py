@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,10 @@ DRAWN = "data/drawn"
 def add_data(verbs: Any) -> None:
     """Add the verb ``data``."""
     data = verbs.add_parser("data", help="draw slides, check a data set, put tiles together")
-    actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
+    whole = partial(argparse.ArgumentParser, allow_abbrev=False)
+    actions = data.add_subparsers(
+        title="actions", required=True, metavar="ACTION", parser_class=whole
+    )
 
     draw = actions.add_parser("draw", help="draw the course's archive of synthetic slides")
     draw.add_argument("--out", type=Path, help=f"folder (default: {DRAWN} of the project)")
