@@ -6,6 +6,7 @@ gradients are averaged and the scores added up. ``batch_size`` always means the 
 number of ranks changes the speed and not the training.
 """
 
+import atexit
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -52,9 +53,16 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
         # Encoders of pretrained networks hold layers that a segmentation never uses; DDP allows
         # that where the same ones are used in each step.
         settings["strategy"] = DDPStrategy(static_graph=True)
+        atexit.register(leave_group)
     fabric = Fabric(**settings)
     fabric.launch()
     return fabric
+
+
+def leave_group() -> None:
+    """Leave the group of processes before this one ends: its threads must not outlive it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class RankBatches:

@@ -1,12 +1,13 @@
 from unittest.mock import create_autospec
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as some
 from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
-from renal_utils.distributed import RankBatches, deal_batches, make_fabric
+from renal_utils.distributed import RankBatches, deal_batches, leave_group, make_fabric
 
 BATCHES = some.lists(some.lists(some.integers(0, 99), min_size=1, max_size=9), max_size=5)
 
@@ -54,3 +55,11 @@ def test_one_process_keeps_its_loader():
 def test_what_cannot_be_dealt_is_refused():
     with pytest.raises(ValueError, match=r"torch DataLoader.*not a list.*make_loader"):
         deal_batches([1, 2], of_two_ranks(0), even=True)
+
+
+def test_a_process_leaves_its_group_and_may_be_told_so_twice(tmp_path):
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    for _ in range(2):
+        leave_group()
+        assert not torch.distributed.is_initialized()

@@ -243,7 +243,7 @@ def test_memory_does_not_grow_with_the_height(tmp_path):
     above = measure_memory(short)
     assert any(measure_memory(tall) < above + 12 for _ in range(3))
     all_patches = 8192 * 1024 * 3 * 4 / 2**20
-    assert measure_memory(short, "keep") > 0.9 * all_patches > 2 * above, "it sees nothing"
+    assert measure_memory(short, "keep") > above + 0.5 * all_patches, "it sees nothing"
 
 
 def write_tall(folder, height):
