@@ -75,6 +75,16 @@ def make_predictor(model: nn.Module, *, device: str = "auto", precision: str = "
     return Predictor(own, chosen, exact, identity)
 
 
+def identity_of(predict: Predict) -> str:
+    """Return the identity of a predictor; "unnamed" for a function that has none."""
+    return str(getattr(predict, "identity", "unnamed"))
+
+
+def gives_spread(predict: Predict) -> bool:
+    """Say whether the last channel that a predictor gives is a spread, as ``views`` may add one."""
+    return getattr(predict, "has_spread", False)
+
+
 def weights_hash(model: nn.Module) -> str:
     """Return the SHA-256 of a network's class and state (names, shapes, values), as hex."""
     digest = hashlib.sha256(type(model).__qualname__.encode())

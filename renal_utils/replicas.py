@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TypeVar
 
-from renal_utils.prediction import Images, Predict, Probabilities
+from renal_utils.prediction import Images, Predict, Probabilities, gives_spread, identity_of
 from renal_utils.runtime import pick_device, pick_precision
 
 Item = TypeVar("Item")
@@ -38,11 +38,11 @@ class Replicas:
     @property
     def identity(self) -> str:
         """That of each of them, however many there are."""
-        return getattr(self.predictors[0], "identity", "unnamed")
+        return identity_of(self.predictors[0])
 
     @property
     def has_spread(self) -> bool:
-        return getattr(self.predictors[0], "has_spread", False)
+        return gives_spread(self.predictors[0])
 
     @property
     def at_once(self) -> int:

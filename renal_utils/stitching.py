@@ -27,7 +27,7 @@ from jaxtyping import Float32, Int
 from renal_utils.augment import to_batch
 from renal_utils.bandstore import BandStore
 from renal_utils.labels import LabelSet
-from renal_utils.prediction import Predict, check_probabilities
+from renal_utils.prediction import Predict, check_probabilities, gives_spread, identity_of
 from renal_utils.progress import progress_bar
 from renal_utils.replicas import work_in_order
 from renal_utils.result_folder import (
@@ -152,7 +152,7 @@ class _Job:
 
     @property
     def has_spread(self) -> bool:
-        return getattr(self.predict, "has_spread", False)
+        return gives_spread(self.predict)
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
@@ -276,7 +276,7 @@ def _made_from(job: _Job) -> dict[str, Any]:
         "slide_bytes": file_identity(slide.path),
         "slide_size_l0": list(slide.size_l0),
         "slide_mpp": slide.mpp,
-        "network": getattr(job.predict, "identity", "unnamed"),
+        "network": identity_of(job.predict),
         "label_set": job.label_set.name,
         "classes": list(job.label_set.names),
         "threshold": job.threshold,

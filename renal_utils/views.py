@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from renal_utils.prediction import Predict
+from renal_utils.prediction import Predict, identity_of
 
 # (mirror left and right first, then quarter turns): the symmetries of a square, those that keep
 # rows as rows first, so that the first 1, 2, 4 and 8 are groups of their own.
@@ -96,7 +96,7 @@ def average_views(
         raise ValueError(f"flips must be one of {VIEW_COUNTS}, not {flips}")
     if spread and len(members) * flips == 1:
         raise ValueError("one answer has no spread; take flips=8, or several predictors")
-    told = [str(getattr(member, "identity", "unnamed")) for member in members]
+    told = [identity_of(member) for member in members]
     names = told[0] if len(told) == 1 else hashlib.sha256("|".join(told).encode()).hexdigest()
     shown = f"mean of {len(members)} x {flips} views" + (" with spread" if spread else "")
     return MeanPredictor(members, flips, spread, f"{names} {shown}")

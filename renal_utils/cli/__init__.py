@@ -8,10 +8,10 @@ the traceback instead.
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 from renal_utils.cli.data import add_data
 from renal_utils.cli.models import add_models
+from renal_utils.cli.parsers import make_whole
 from renal_utils.cli.report import add_report
 from renal_utils.cli.run import add_run
 from renal_utils.cli.segment import add_segment
@@ -52,13 +52,14 @@ def _explain(error: Exception) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all verbs; options count by their whole names."""
-    whole = partial(argparse.ArgumentParser, allow_abbrev=False)
-    parser = whole(
+    """Return the parser of all verbs."""
+    parser = make_whole(
         prog="renal", description="Segment kidney tissue in whole-slide images. Not for diagnosis."
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", parser_class=whole)
+    verbs = parser.add_subparsers(
+        title="verbs", required=True, metavar="VERB", parser_class=make_whole
+    )
     for add in (add_data, add_run, add_study, add_segment, add_report, add_models):
         add(verbs)
     return parser

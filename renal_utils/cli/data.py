@@ -2,9 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from renal_utils.cli.parsers import make_whole
 
 if TYPE_CHECKING:
     from renal_utils.records import ImageRecord
@@ -15,9 +16,8 @@ DRAWN = "data/drawn"
 def add_data(verbs: Any) -> None:
     """Add the verb ``data``."""
     data = verbs.add_parser("data", help="draw slides, check a data set, put tiles together")
-    whole = partial(argparse.ArgumentParser, allow_abbrev=False)
     actions = data.add_subparsers(
-        title="actions", required=True, metavar="ACTION", parser_class=whole
+        title="actions", required=True, metavar="ACTION", parser_class=make_whole
     )
 
     draw = actions.add_parser("draw", help="draw the course's archive of synthetic slides")
